@@ -1,0 +1,144 @@
+"""A dataset on disk: ``dataset.json``, ``manifest.parquet`` and ``shards/*.tar`` in one folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.atomic import replacing
+from shards.errors import InputError
+from shards.geometry import Scale
+from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import torch
+
+INFO_NAME = "dataset.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a frozen model came from (hub id or folder name) and a hash of its weights or config."""
+
+    source: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the shards themselves do not say: the models the samples were encoded with."""
+
+    channels: int  # latent channels C
+    text_width: int  # width D of prompt_embeds
+    scale: Scale  # compression of the VAE
+    vae: Source = field(default_factory=Source)
+    text_encoder: Source = field(default_factory=Source)
+    null_prompt_embeds: str | None = None  # embedding of the empty caption, from `pack_embeds`
+    version: int = VERSION
+
+    def null_embeds(self) -> torch.Tensor:
+        """Embedding of the empty caption [T, D]. Raises InputError if the dataset was written without one."""
+        if self.null_prompt_embeds is None:
+            raise InputError(f"{INFO_NAME} holds no null_prompt_embeds: encode the dataset again to add it")
+        from shards.sample import parse
+
+        return parse(bytearray(base64.b64decode(self.null_prompt_embeds)))["prompt_embeds"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset: its folder, its description and the table of its samples."""
+
+    root: Path
+    info: DatasetInfo
+    manifest: Manifest
+
+
+def pack_embeds(prompt_embeds: torch.Tensor) -> str:
+    """Text form of an embedding [T, D] for ``null_prompt_embeds``: base64 of a safetensors payload."""
+    from safetensors.torch import save
+
+    return base64.b64encode(save({"prompt_embeds": prompt_embeds.detach().cpu().contiguous()})).decode(
+        "ascii"
+    )
+
+
+def open_dataset(root: Path) -> Dataset:
+    """Open the dataset in ``root``.
+
+    Raises InputError, saying what to do, when the folder is missing, is a predecessor's ``.precomputed``
+    folder, lacks its description or its manifest, was written by a newer version, or holds no samples.
+    """
+    root = Path(root)
+    _check_folder(root)
+    if (
+        not (root / INFO_NAME).is_file()
+        and not (root / MANIFEST_NAME).is_file()
+        and not (root / "shards").is_dir()
+    ):
+        raise InputError(
+            f"{root} is not a dataset: it has neither {INFO_NAME} nor shards/; "
+            "make one with `ltx-shards encode`"
+        )
+    info = read_info(root)
+    manifest = read_manifest(root)
+    if not len(manifest):
+        raise InputError(f"{root} holds no samples: {MANIFEST_NAME} is empty; encode some clips first")
+    return Dataset(root, info, manifest)
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise InputError(f"dataset folder {root} does not exist")
+    for folder in (root, root / ".precomputed"):
+        if (folder / "latents").is_dir() and (folder / "conditions").is_dir():
+            raise InputError(
+                f"{folder} is a folder of .pt files from LTX-Video-Trainer. Encode the clips it was made from with "
+                "`ltx-shards encode` (same dataset file, same sizes) and give the new folder; this version has no "
+                "`ltx-shards import` for the .pt files themselves yet"
+            )
+
+
+def write_info(root: Path, info: DatasetInfo) -> None:
+    """Write ``root/dataset.json`` atomically."""
+    values = asdict(info) | {"scale": info.scale._asdict()}
+    with replacing(root / INFO_NAME) as file:
+        file.write((json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+
+
+def read_info(root: Path) -> DatasetInfo:
+    """Read ``root/dataset.json``. Raises InputError when it is missing, unreadable or of a newer version."""
+    path = root / INFO_NAME
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: it holds the VAE's compression ratios, which the shards do not record. "
+            f"Copy it from a dataset encoded with the same model, or run "
+            f"`ltx-shards index {root} --like OTHER_DATASET`"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = int(values["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a dataset description ({error!r}): restore it from a copy"
+        ) from error
+    if version > VERSION:
+        raise InputError(
+            f"{path} has version {version}, this code reads up to {VERSION}: update ltx-dist-trainer"
+        )
+    try:
+        return DatasetInfo(
+            channels=int(values["channels"]),
+            text_width=int(values["text_width"]),
+            scale=Scale(**{name: int(value) for name, value in values["scale"].items()}),
+            vae=Source(**values["vae"]),
+            text_encoder=Source(**values["text_encoder"]),
+            null_prompt_embeds=values.get("null_prompt_embeds"),
+            version=version,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} lacks or garbles a field ({error!r}): restore it from a copy") from error

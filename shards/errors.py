@@ -1,0 +1,32 @@
+"""The two ways this project refuses: a wrong input, and damaged bytes."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line that names the file, the key, the value and what to do; the command line prints
+    it as it is, without a traceback.
+    """
+
+
+class ShardError(RuntimeError):
+    """The bytes of a shard are not what was written.
+
+    Attributes: ``shard`` (path relative to the dataset), ``key`` of the sample (empty where the damage is not
+    inside one sample), ``what`` differs, ``expected`` and ``found``.
+    """
+
+    def __init__(self, shard: str, key: str, what: str, expected: object, found: object) -> None:
+        # All five go to `args`, so the error survives pickling between processes.
+        super().__init__(shard, key, what, expected, found)
+        self.shard = shard
+        self.key = key
+        self.what = what
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        sample = f" sample {self.key!r}:" if self.key else ""
+        return f"{self.shard}:{sample} {self.what}: expected {self.expected}, found {self.found}"

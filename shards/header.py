@@ -1,0 +1,104 @@
+"""The safetensors header of one sample: what tensors it holds and where, read without torch.
+
+Format: 8 bytes little-endian length, then that many bytes of JSON, then the tensors' data.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+from shards.geometry import Grid
+
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_PREFIX_BYTES = 8
+
+
+class Entry(NamedTuple):
+    """One tensor: dtype as safetensors names it, shape, and its bytes ``[begin, end)`` in the payload."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Geometry(NamedTuple):
+    """Sizes of one sample as its tensors say. ``reference`` is (0, 0, 0) where there is none."""
+
+    grid: Grid
+    reference: Grid
+    text_tokens: int
+    channels: int
+    text_width: int
+
+
+def header_bytes(prefix: bytes | memoryview) -> int:
+    """Bytes from the payload's start to the first tensor, from its first 8 bytes. ValueError if cut short."""
+    if len(prefix) < _PREFIX_BYTES:
+        raise ValueError(f"a safetensors payload has at least {_PREFIX_BYTES} bytes, this one {len(prefix)}")
+    return _PREFIX_BYTES + int(struct.unpack_from("<Q", prefix)[0])
+
+
+def read_header(payload: bytes | memoryview, nbytes: int | None = None) -> Mapping[str, Entry]:
+    """Tensors of a payload by name. Where ``nbytes``, its length, is given, the header alone is enough.
+
+    Raises ValueError saying what is wrong when the header is not whole or does not fit the payload's length.
+    """
+    total = len(payload) if nbytes is None else nbytes
+    start = header_bytes(payload)
+    if start > min(total, len(payload)):
+        raise ValueError(f"the safetensors header claims {start} bytes of a payload of {total}")
+    return _entries(bytes(payload[_PREFIX_BYTES:start]), total)
+
+
+# Samples of equal geometry have equal headers, and reading one takes longer than the rest of a small sample.
+@lru_cache(maxsize=4096)
+def _entries(header: bytes, total: int) -> Mapping[str, Entry]:
+    start = _PREFIX_BYTES + len(header)
+    try:
+        return {
+            name: _entry(name, value, start, total)
+            for name, value in json.loads(header).items()
+            if name != "__metadata__"
+        }
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the safetensors header is not readable: {error}") from error
+
+
+def _entry(name: str, value: dict, start: int, total: int) -> Entry:
+    dtype, shape = value["dtype"], tuple(int(size) for size in value["shape"])
+    begin, end = (start + int(offset) for offset in value["data_offsets"])
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"tensor {name!r} has dtype {dtype}; {', '.join(ITEM_BYTES)} are read")
+    if not start <= begin <= end <= total or end - begin != prod(shape) * ITEM_BYTES[dtype]:
+        raise ValueError(f"tensor {name!r} {dtype} {shape} does not fit bytes {begin} to {end} of {total}")
+    return Entry(dtype, shape, begin, end)
+
+
+def sample_geometry(entries: Mapping[str, Entry]) -> Geometry:
+    """Geometry from ``latents [C,F,H,W]``, ``prompt_embeds [T,D]``, optional ``reference_latents [C,F,H,W]``.
+
+    Raises ValueError naming the tensor that is missing or has another number of dimensions.
+    """
+    channels, grid = _latents(entries, "latents")
+    text = entries.get("prompt_embeds")
+    if text is None or len(text.shape) != 2:
+        raise ValueError(f"prompt_embeds [T, D] is needed, found {text.shape if text else 'none'}")
+    reference = Grid(0, 0, 0)
+    if "reference_latents" in entries:
+        reference_channels, reference = _latents(entries, "reference_latents")
+        if reference_channels != channels:
+            raise ValueError(f"reference_latents has {reference_channels} channels, latents {channels}")
+    return Geometry(grid, reference, text.shape[0], channels, text.shape[1])
+
+
+def _latents(entries: Mapping[str, Entry], name: str) -> tuple[int, Grid]:
+    entry = entries.get(name)
+    if entry is None or len(entry.shape) != 4 or min(entry.shape) < 1:
+        raise ValueError(f"{name} [C, F, H, W] is needed, found {entry.shape if entry else 'none'}")
+    return entry.shape[0], Grid(*entry.shape[1:])

@@ -1,0 +1,220 @@
+"""The manifest: the table of all samples of a dataset, one row each, stored as ``manifest.parquet``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.atomic import replacing
+from shards.errors import InputError
+from shards.geometry import UNIT_PATCH, Grid, Patch
+from shards.hashing import sample_id
+
+MANIFEST_NAME = "manifest.parquet"
+_NO_REFERENCE = Grid(0, 0, 0)
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.uint64()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("nbytes", pa.int64()),
+        ("checksum", pa.uint64()),
+        *[(name, pa.int32()) for name in ("frames", "height", "width")],
+        *[(f"reference_{name}", pa.int32()) for name in ("frames", "height", "width")],
+        ("text_tokens", pa.int32()),
+        ("fps", pa.float64()),
+    ],
+    metadata={"ltx_shards_manifest": "1"},
+)
+
+
+class Row(NamedTuple):
+    """One sample as found in a shard. ``channels`` and ``text_width`` must agree and are not stored."""
+
+    key: str
+    shard: str
+    offset: int
+    nbytes: int
+    checksum: int
+    grid: Grid
+    text_tokens: int
+    fps: float
+    channels: int
+    text_width: int
+    reference: Grid = _NO_REFERENCE
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Columns of N samples; see each field for its dtype and unit."""
+
+    keys: np.ndarray  # object [N] of str
+    ids: np.ndarray  # uint64 [N], hash of the key
+    shards: tuple[str, ...]  # paths relative to the dataset's folder
+    shard: np.ndarray  # int32 [N], index into `shards`
+    offset: np.ndarray  # int64 [N], bytes from the start of the shard to the safetensors payload
+    nbytes: np.ndarray  # int64 [N], length of the payload
+    checksum: np.ndarray  # uint64 [N], xxh3_64 of the payload
+    grid: np.ndarray  # int32 [N, 3], latent F, H, W
+    reference: np.ndarray  # int32 [N, 3], latent F, H, W of the reference; zeros where there is none
+    text_tokens: np.ndarray  # int32 [N]
+    fps: np.ndarray  # float64 [N], frames per second
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Row]) -> Manifest:
+        """Build the table, in the order given.
+
+        Raises InputError when a key appears twice, two keys hash to the same id, or channel counts or text
+        widths differ between samples.
+        """
+        _check_agreement(rows)
+        shards = tuple(dict.fromkeys(row.shard for row in rows))
+        number = {name: index for index, name in enumerate(shards)}
+        manifest = cls(
+            keys=_objects([row.key for row in rows]),
+            ids=np.array([sample_id(row.key) for row in rows], np.uint64),
+            shards=shards,
+            shard=np.array([number[row.shard] for row in rows], np.int32),
+            offset=np.array([row.offset for row in rows], np.int64),
+            nbytes=np.array([row.nbytes for row in rows], np.int64),
+            checksum=np.array([row.checksum for row in rows], np.uint64),
+            grid=np.array([row.grid for row in rows], np.int32).reshape(-1, 3),
+            reference=np.array([row.reference for row in rows], np.int32).reshape(-1, 3),
+            text_tokens=np.array([row.text_tokens for row in rows], np.int32),
+            fps=np.array([row.fps for row in rows], np.float64),
+        )
+        _check_unique(manifest)
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def target_tokens(self, patch: Patch = UNIT_PATCH) -> np.ndarray:
+        """Tokens of each sample's latents, int64 [N]. Raises InputError where the patch does not divide."""
+        return _tokens(self.grid, patch, self.keys)
+
+    def tokens(self, patch: Patch = UNIT_PATCH) -> np.ndarray:
+        """L of each sample, int64 [N]: target plus reference tokens."""
+        return self.target_tokens(patch) + _tokens(self.reference, patch, self.keys)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest over ids, checksums and geometry, whatever the order and shards of the samples."""
+        order = np.lexsort((self.checksum, self.ids))
+        digest = hashlib.sha256()
+        for column in (self.ids, self.checksum, self.grid, self.reference, self.text_tokens, self.fps):
+            digest.update(column[order].astype(column.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()[:32]
+
+
+def _objects(values: Sequence[str]) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def _tokens(grid: np.ndarray, patch: Patch, keys: np.ndarray) -> np.ndarray:
+    sizes = np.array([patch.temporal, patch.spatial, patch.spatial], np.int64)
+    wrong = (grid % sizes).any(axis=1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"sample {keys[row]!r}: latent grid {tuple(int(n) for n in grid[row])} is not divisible "
+            f"by the model's patch {tuple(patch)}; encode it at another size"
+        )
+    return np.prod(grid.astype(np.int64) // sizes, axis=1)
+
+
+def _check_agreement(rows: Sequence[Row]) -> None:
+    for row in rows:
+        for name in ("channels", "text_width"):
+            if getattr(row, name) != getattr(rows[0], name):
+                raise InputError(
+                    f"{row.shard}: sample {row.key!r} has {name} {getattr(row, name)}, but "
+                    f"{rows[0].key!r} in {rows[0].shard} has {getattr(rows[0], name)}; "
+                    "one dataset comes from one model"
+                )
+
+
+def _check_unique(manifest: Manifest) -> None:
+    order = np.argsort(manifest.ids, kind="stable")
+    same = np.flatnonzero(manifest.ids[order][1:] == manifest.ids[order][:-1])
+    if not len(same):
+        return
+    first, second = int(order[same[0]]), int(order[same[0] + 1])
+    where = f"{manifest.shards[manifest.shard[first]]} and {manifest.shards[manifest.shard[second]]}"
+    if manifest.keys[first] == manifest.keys[second]:
+        raise InputError(f"key {manifest.keys[first]!r} appears twice, in {where}; keys must be unique")
+    raise InputError(
+        f"keys {manifest.keys[first]!r} and {manifest.keys[second]!r} in {where} hash to one id; rename one"
+    )
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write ``root/manifest.parquet`` atomically; equal manifests give equal bytes."""
+    names = _objects(manifest.shards)
+    columns: list[Any] = [
+        manifest.keys,
+        manifest.ids,
+        names[manifest.shard] if len(manifest) else names,
+        manifest.offset,
+        manifest.nbytes,
+        manifest.checksum,
+        *np.ascontiguousarray(manifest.grid.T),
+        *np.ascontiguousarray(manifest.reference.T),
+        manifest.text_tokens,
+        manifest.fps,
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=_SCHEMA)
+    with replacing(root / MANIFEST_NAME) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=1 << 20)
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read ``root/manifest.parquet``.
+
+    Raises InputError when it is missing, damaged, or lacks a column.
+    """
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{path} is missing: rebuild it with `ltx-shards index {root}`")
+    try:
+        table = pq.read_table(path)
+        columns = {field.name: table[field.name].cast(field.type) for field in _SCHEMA}
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable manifest ({error}): rebuild it with `ltx-shards index {root}`"
+        ) from error
+    shard = columns["shard"].combine_chunks().dictionary_encode()
+    if isinstance(shard, pa.ChunkedArray):
+        shard = shard.combine_chunks() if shard.num_chunks != 1 else shard.chunk(0)
+    names = tuple(shard.dictionary.to_pylist())
+    if outside := [
+        name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    ]:
+        raise InputError(f"{path} names a shard outside the dataset's folder: {outside[0]}")
+    values = {name: column.to_numpy() for name, column in columns.items() if name != "shard"}
+    sides = ("frames", "height", "width")
+    return Manifest(
+        keys=_objects(columns["key"].to_pylist()),
+        ids=values["id"],
+        shards=names,
+        shard=shard.indices.to_numpy().astype(np.int32),
+        offset=values["offset"],
+        nbytes=values["nbytes"],
+        checksum=values["checksum"],
+        grid=np.stack([values[side] for side in sides], axis=1),
+        reference=np.stack([values[f"reference_{side}"] for side in sides], axis=1),
+        text_tokens=values["text_tokens"],
+        fps=values["fps"],
+    )

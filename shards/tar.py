@@ -1,0 +1,252 @@
+"""Shards: plain WebDataset tars with two members a sample, ``{key}.json`` and ``{key}.safetensors``."""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import xxhash
+
+from shards.atomic import replacing
+from shards.errors import InputError, ShardError
+from shards.geometry import Bucket
+from shards.header import read_header, sample_geometry
+from shards.manifest import Manifest, Row
+
+if TYPE_CHECKING:
+    import webdataset
+
+FORMAT = 1
+SHARDS = "shards"
+DEFAULT_SHARD_BYTES = 256 << 20
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def sample_json(
+    *, caption: str, source: str, fps: float, width: int, height: int, frames: int, bucket: Bucket
+) -> dict[str, Any]:
+    """The JSON member of a sample: its caption, the file it came from, that file's size and rate, its bucket.
+
+    ``width``, ``height`` and ``frames`` are the clip's own, before it was brought to ``bucket``.
+    """
+    return {
+        "format": FORMAT,
+        "caption": caption,
+        "source": source,
+        "fps": float(fps),
+        "width": int(width),
+        "height": int(height),
+        "frames": int(frames),
+        "bucket": str(bucket),
+    }
+
+
+def check_key(key: str) -> None:
+    """Raise InputError unless ``key`` names one sample for every reader of WebDataset tars.
+
+    They split a member's name at its first dot, so a dot in a key would merge samples silently.
+    """
+    wrong = next((mark for mark in (".", "\\", "\0", "\n") if mark in key), None)
+    if wrong is not None:
+        raise InputError(
+            f"key {key!r} contains {wrong!r}, where WebDataset would cut it; use another character"
+        )
+    if not key or key.startswith("/") or key.endswith("/") or "//" in key:
+        raise InputError(f"key {key!r} is not usable as a file name inside a tar")
+
+
+class ShardWriter:
+    """Writes samples into ``root/shards/000000.tar`` onwards, each closed once it holds ``max_bytes``.
+
+    A shard takes its final name only when it is complete. As a context manager: an error inside the block
+    discards the shard being written and keeps the finished ones. Not thread-safe.
+    """
+
+    def __init__(self, root: Path, max_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+        self.root = Path(root)
+        self.max_bytes = max_bytes
+        self.rows: list[Row] = []  # samples of finished shards
+        self._pending: list[Row] = []
+        self._keys: set[str] = set()
+        self._count = 0
+        self._open = ExitStack()
+        self._tar: webdataset.TarWriter | None = None
+        (self.root / SHARDS).mkdir(parents=True, exist_ok=True)
+
+    def add(self, key: str, meta: Mapping[str, Any], payload: bytes) -> None:
+        """Append one sample: its JSON member (with ``fps``) and its safetensors bytes.
+
+        Raises InputError for a key that is unusable or was already added, a rate that is not positive, or a
+        payload without the tensors of a sample; nothing is written then.
+        """
+        if key in self._keys:
+            raise InputError(f"key {key!r} was added twice; keys must be unique in a dataset")
+        name = f"{SHARDS}/{self._count:06d}.tar"
+        row, data = _prepare(name, key, meta, payload)
+        if self._tar is None:
+            path = self.root / name
+            if path.exists():
+                raise InputError(
+                    f"{path} exists already: write into an empty folder, or remove the old shards"
+                )
+            file = self._open.enter_context(replacing(path))
+            self._tar = self._open.enter_context(_tar_writer(file))
+        self._pending.append(_append(self._tar, row, data, payload))
+        self._keys.add(key)
+        if self._tar.tarstream.offset >= self.max_bytes:
+            self.finish_shard()
+
+    def finish_shard(self) -> None:
+        """Close the shard being written, if any; the next sample opens a new one."""
+        if self._tar is None:
+            return
+        self._tar = None
+        self._open.close()
+        self.rows += self._pending
+        self._pending = []
+        self._count += 1
+
+    def manifest(self) -> Manifest:
+        """Close the last shard and return the table of all samples added."""
+        self.finish_shard()
+        return Manifest.from_rows(self.rows)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.finish_shard()
+            return
+        self._tar = None
+        self._open.__exit__(kind, error, trace)
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, Any], bytes]]) -> list[Row]:
+    """Write (key, JSON member, safetensors bytes) samples into the one tar ``path``, atomically.
+
+    Equal samples give equal bytes. Raises InputError as ``ShardWriter.add`` does; no file is left then.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    rows = []
+    with replacing(path) as file, _tar_writer(file) as tar:
+        for key, meta, payload in samples:
+            row, data = _prepare(name, key, meta, payload)
+            rows.append(_append(tar, row, data, payload))
+    return rows
+
+
+def scan_shard(path: Path, name: str | None = None) -> list[Row]:
+    """Rows of every sample in a tar, in order, read from the tar alone; every payload is hashed on the way.
+
+    ``name`` is the path relative to the dataset, by default the last two parts of ``path``. Members other
+    than the two are passed over. Raises ShardError when the tar is cut short or a member is damaged or
+    missing.
+    """
+    name = name or f"{path.parent.name}/{path.name}"
+    rows = []
+    with open(path, "rb") as file:
+        for key, members in _samples(file, name):
+            for member in ("json", "safetensors"):
+                if member not in members:
+                    raise ShardError(name, key, f"member {key}.{member}", "present", "missing")
+            offset, nbytes = members["safetensors"]
+            payload = _read(file, name, key, offset, nbytes)
+            try:
+                check_key(key)
+                rows.append(
+                    _row(name, key, _read(file, name, key, *members["json"]), payload)._replace(offset=offset)
+                )
+            except ValueError as error:
+                raise ShardError(name, key, "member", "a readable sample", error) from error
+    return rows
+
+
+def _tar_writer(file: BinaryIO) -> webdataset.TarWriter:
+    import webdataset  # brings torch, which reading a tar does not need
+
+    # mtime 0 makes equal samples give equal bytes; PAX differs from the plain format only for long names.
+    return webdataset.TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")
+
+
+def _prepare(shard: str, key: str, meta: Mapping[str, Any], payload: bytes) -> tuple[Row, bytes]:
+    check_key(key)
+    data = json.dumps(dict(meta), sort_keys=True, ensure_ascii=False).encode("utf-8")
+    try:
+        return _row(shard, key, data, payload), data
+    except ValueError as error:
+        raise InputError(f"sample {key!r} cannot be written: {error}") from error
+
+
+def _append(tar: webdataset.TarWriter, row: Row, data: bytes, payload: bytes) -> Row:
+    tar.write({"__key__": row.key, "json": data, "safetensors": payload})
+    # Members go in by name, so the payload is the last thing written, padded to whole blocks.
+    return row._replace(offset=tar.tarstream.offset - -(-len(payload) // _BLOCK) * _BLOCK)
+
+
+def _row(shard: str, key: str, meta: bytes, payload: bytes) -> Row:
+    """The row of one sample, with offset 0. Raises ValueError saying what the two members lack."""
+    geometry = sample_geometry(read_header(payload))
+    values = json.loads(meta)
+    if not isinstance(values, dict):
+        raise ValueError(f"the json member is not a table but {type(values).__name__}")
+    if int(values.get("format", FORMAT)) > FORMAT:
+        raise ValueError(f"the json member has format {values['format']}, this code reads up to {FORMAT}")
+    fps = values.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
+        raise ValueError(f"the json member needs a positive fps, found {fps!r}")
+    checksum = xxhash.xxh3_64_intdigest(payload)
+    return Row(
+        key=key,
+        shard=shard,
+        offset=0,
+        nbytes=len(payload),
+        checksum=checksum,
+        fps=float(fps),
+        **geometry._asdict(),
+    )
+
+
+def _samples(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Key and {extension: (offset, bytes)} of each run of members that share the name up to the first dot."""
+    key, members = "", dict[str, tuple[int, int]]()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if not info.isreg():
+                    continue
+                folder, slash, base = info.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                if (folder + slash + stem) != key and members:
+                    yield key, members
+                    members = {}
+                key = folder + slash + stem
+                members[extension] = (info.offset_data, info.size)
+            # tarfile takes a damaged header, or none at all, for the end of the archive.
+            file.seek(tar.offset)
+    except tarfile.TarError as error:
+        raise ShardError(name, key, "tar structure", "a whole tar", f"{error} (near this sample)") from error
+    tail = file.read(_BLOCK)
+    if len(tail) < _BLOCK or any(tail):
+        raise ShardError(
+            name,
+            key,
+            "end of the tar (last sample read is named)",
+            "a block of zeros",
+            f"{len(tail)} bytes that are not",
+        )
+    if members:
+        yield key, members
+
+
+def _read(file: BinaryIO, name: str, key: str, offset: int, nbytes: int) -> bytes:
+    file.seek(offset)
+    data = file.read(nbytes)
+    if len(data) != nbytes:
+        raise ShardError(name, key, "bytes of a member", nbytes, len(data))
+    return data
