@@ -1,0 +1,5 @@
+"""python -m dist_trainer"""
+
+from dist_trainer.cli import main
+
+main()

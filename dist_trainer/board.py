@@ -1,0 +1,63 @@
+"""What a person watches: TensorBoard events, metrics.jsonl, and one console line per step. Rank 0 only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from dist_trainer.metrics import StepMetrics
+from dist_trainer.rundir import LineLog, RunFolder
+
+
+class Board:
+    """The sinks of a run's figures; `after_step` is the step a resumed run goes on from."""
+
+    def __init__(
+        self, run: RunFolder, after_step: int, tensorboard: bool, interval: int, total_steps: int
+    ) -> None:
+        self._interval, self._total = interval, total_steps
+        self._metrics = LineLog(run.metrics, after_step)
+        self._trained = LineLog(run.trained, after_step)
+        self._console = Console(soft_wrap=True)
+        # purge_step hides the events of steps that a killed run had gone past its last checkpoint.
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=after_step + 1) if tensorboard else None
+
+    def text(self, name: str, content: str) -> None:
+        """Show a text (Markdown code block) in TensorBoard."""
+        if self._writer:
+            self._writer.add_text(name, f"```\n{content}\n```", 0)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Record one optimizer step."""
+        figures = metrics.figures
+        self._trained.write({"step": metrics.step, "epochs": metrics.epochs, "ids": metrics.ids})
+        self._metrics.write({"step": metrics.step, **figures})
+        for log in (self._trained, self._metrics):
+            # A checkpoint must not outlive the record of what led to it.
+            log.sync()
+        if metrics.step % self._interval and metrics.step != self._total:
+            return
+        if self._writer:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, metrics.step)
+            self._writer.flush()
+        self._console.print(_line(metrics.step, self._total, figures), highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Flush and close all sinks."""
+        self._metrics.close()
+        self._trained.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _line(step: int, total: int, figures: dict[str, Any]) -> str:
+    done = int(20 * step / total)
+    return (
+        f"[{'=' * done}{'.' * (20 - done)}] step {step}/{total}  loss {figures['train/loss']:.4f}  "
+        f"lr {figures['train/learning_rate']:.2e}  norm {figures['train/grad_norm']:.3f}  "
+        f"{figures['speed/tokens_per_s']:.0f} tokens/s  {figures['time/step_s']:.2f} s/step  "
+        f"packing {100 * figures['pack/efficiency']:.0f} %"
+    )

@@ -1,0 +1,66 @@
+"""Keys that are accepted but do not do here what their name promises, said once at start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dist_trainer.config.run import RunConfig
+from dist_trainer.config.training import OptimizationConfig
+
+
+def notices(config: RunConfig) -> list[str]:
+    """One line for each key whose value would matter and is not acted on (or not in full) by this version."""
+    return [*_training(config), *_sizes(config), *_outputs(config)]
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    if config.model.load_checkpoint is not None:
+        yield "model.load_checkpoint: not used yet; training starts from model.model_source"
+    if config.lora is not None and config.model.training_mode == "full":
+        yield "lora: not used, model.training_mode is full"
+    elif config.lora is not None and config.lora.dropout > 0:
+        yield "lora.dropout: masks are drawn on each process, so losses depend on the number of processes"
+    if (
+        config.conditioning.mode == "reference_video"
+        and config.conditioning.reference_latents_dir
+        != type(config.conditioning).model_fields["reference_latents_dir"].default
+    ):
+        yield "conditioning.reference_latents_dir: not used in training; the shards hold the references"
+    acceleration = config.acceleration
+    if acceleration.mixed_precision_mode == "fp16":
+        yield "acceleration.mixed_precision_mode: fp16 runs as bf16"
+    if acceleration.quantization not in (None, "no_change"):
+        yield f"acceleration.quantization: not used yet; the base model stays in {acceleration.precision}"
+    if acceleration.load_text_encoder_in_8bit:
+        yield "acceleration.load_text_encoder_in_8bit: not used; training loads no text encoder"
+    if acceleration.precision == "bf16" and config.deepspeed.stage == 0:
+        yield "deepspeed.stage: 0 runs as 1 in bf16, which shards the optimizer's state"
+    if acceleration.compile_with_inductor:
+        yield "acceleration.compile_with_inductor: not used yet; the model runs uncompiled"
+
+
+def _sizes(config: RunConfig) -> Iterator[str]:
+    optimization, fields = config.optimization, OptimizationConfig.model_fields
+    if optimization.optimizer_type == "adamw8bit":
+        yield "optimization.optimizer_type: adamw8bit runs as adamw"
+    if optimization.optimizer_type == "sgd":
+        for name in ("betas", "eps", "weight_decay"):
+            if getattr(optimization, name) != fields[name].default:
+                yield f"optimization.{name}: not used by sgd"
+    sized = next(
+        (key for key in ("samples_per_step", "tokens_per_step") if getattr(config.batching, key) is not None),
+        None,
+    )
+    if sized:
+        for name in ("batch_size", "gradient_accumulation_steps"):
+            if getattr(optimization, name) != fields[name].default:
+                yield f"optimization.{name}: not used, batching.{sized} sizes the step"
+
+
+def _outputs(config: RunConfig) -> Iterator[str]:
+    if config.validation.prompts and config.validation.interval is not None:
+        yield "validation.prompts: not used yet; this version makes no sample videos"
+    if config.hub.push_to_hub:
+        yield f"hub.push_to_hub: not done yet; upload the run's exports to {config.hub.hub_model_id} yourself"
+    if config.wandb.enabled:
+        yield "wandb.enabled: not used yet; curves go to TensorBoard and metrics.jsonl"

@@ -1,0 +1,70 @@
+"""What comes out of a run: blocks `validation`, `checkpoints`, `hub`, `wandb` and `tensorboard`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dist_trainer.config.block import Block
+
+_Size = Annotated[int, Field(gt=0)]
+
+
+class ValidationConfig(Block):
+    """Block `validation`: sample videos made during the run."""
+
+    prompts: tuple[str, ...] = Field(default=(), description="One sample video, or more, for each.")
+    negative_prompt: str = Field(
+        default="worst quality, inconsistent motion, blurry, jittery, distorted",
+        description="What to steer away from.",
+    )
+    images: tuple[str, ...] | None = Field(default=None, description="First frames, one for each prompt.")
+    reference_videos: tuple[str, ...] | None = Field(
+        default=None,
+        description="References, one for each prompt. Required for conditioning.mode reference_video.",
+    )
+    video_dims: tuple[_Size, _Size, _Size] = Field(
+        default=(704, 480, 161), description="Width and height in pixels, and frames."
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of the sample videos' noise.")
+    inference_steps: int = Field(default=50, gt=0, description="Denoising steps.")
+    interval: int | None = Field(default=100, gt=0, description="Steps between validations; null: none.")
+    videos_per_prompt: int = Field(default=1, gt=0, description="Sample videos for each prompt.")
+    guidance_scale: float = Field(
+        default=3.5, ge=1.0, description="Strength of classifier-free guidance; 1: none."
+    )
+    skip_initial_validation: bool = Field(default=False, description="No validation before the first step.")
+
+
+class CheckpointsConfig(Block):
+    """Block `checkpoints`."""
+
+    interval: int | None = Field(
+        default=None, gt=0, description="Steps between checkpoints; null: only the one at the end."
+    )
+    keep_last_n: int = Field(default=1, ge=-1, description="How many of the newest to keep; -1 or 0: all.")
+
+
+class HubConfig(Block):
+    """Block `hub`."""
+
+    push_to_hub: bool = Field(default=False, description="Upload what was trained to the Hugging Face hub.")
+    hub_model_id: str | None = Field(default=None, description="Repository to upload to, owner/name.")
+
+
+class WandbConfig(Block):
+    """Block `wandb`."""
+
+    enabled: bool = Field(default=False, description="Log to Weights & Biases.")
+    project: str = Field(default="ltxv-trainer", description="Project to log to.")
+    entity: str | None = Field(default=None, description="User or team that owns the project.")
+    tags: tuple[str, ...] = Field(default=(), description="Tags of the run.")
+    log_validation_videos: bool = Field(default=True, description="Log the sample videos too.")
+
+
+class TensorboardConfig(Block):
+    """Block `tensorboard`."""
+
+    enabled: bool = Field(default=True, description="Write events to the run's tensorboard folder.")
+    interval: int = Field(default=1, gt=0, description="Steps between points.")

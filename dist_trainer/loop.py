@@ -1,0 +1,120 @@
+"""The loop: fed micro-steps in, optimizer steps out. It knows no DeepSpeed, no launcher and no file format."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dist_trainer.collate import Pack
+from dist_trainer.dist import Gathering
+from dist_trainer.engine import Engine
+from dist_trainer.feed import Fed
+from dist_trainer.loss import sample_sums
+from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
+from dist_trainer.world import World
+from shards.hashing import mix
+from shards.manifest import Manifest
+from shards.plan import Plan
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happens around a step: the learning rate of a step, and who is told when it is done."""
+
+    learning_rate: Callable[[int], float]
+    on_step: Callable[[StepMetrics], None]
+    on_save: Callable[[int], None]
+
+
+def train(
+    engine: Engine,
+    fed: Iterator[Fed],
+    plan: Plan,
+    manifest: Manifest,
+    events: Events,
+    gathering: Gathering,
+    dtype: torch.dtype,
+) -> None:
+    """Run until `fed` ends. A step is checked on all ranks before its update is applied.
+
+    Raises RuntimeError alike on every rank when a step's loss is not finite or a sample was not trained exactly once.
+    """
+    began = time.perf_counter()
+    waited = 0.0
+    sums: StepSums | None = None
+    for item, wait_s in _timed(fed):
+        step = item.micro.step
+        if sums is None:
+            sums = _begin(step.index, len(step.rows), gathering, engine.world)
+        waited += wait_s
+        # For lora.dropout, the one thing drawn by rank: a resumed run draws it as the uninterrupted one would have.
+        torch.manual_seed(int(mix(plan.seed, step.index, item.micro.index, engine.world.rank)))
+        _micro_step(engine, item, sums, dtype)
+        if not item.micro.last:
+            continue
+        reduced = sums.reduce(waited)
+        reduced.check(step, manifest.keys)
+        learning_rate = events.learning_rate(step.index)
+        norm = engine.step(learning_rate)
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"step {step.index + 1}: the gradient norm is {norm}; nothing of this step is saved. "
+                "Lower optimization.learning_rate, or set optimization.max_grad_norm"
+            )
+        elapsed = time.perf_counter() - began
+        figures = _figures(item, plan, reduced, elapsed) | {
+            "train/learning_rate": learning_rate,
+            "train/grad_norm": norm,
+        }
+        ids = [int(manifest.ids[row]) for row in step.rows[reduced.trained == 1]]
+        events.on_step(StepMetrics(step.index + 1, [int(e) for e in step.epochs], ids, figures))
+        events.on_save(step.index + 1)
+        began, waited, sums = time.perf_counter(), 0.0, None
+
+
+def _begin(index: int, samples: int, gathering: Gathering, world: World) -> StepSums:
+    gathering.progress(index + 1)
+    return StepSums(samples, world.size, world.rank, world.device)
+
+
+def _micro_step(engine: Engine, item: Fed, sums: StepSums, dtype: torch.dtype) -> None:
+    pack: Pack = item.pack.to(engine.world.device, dtype, non_blocking=True)
+    errors = sample_sums(engine.forward(*pack.inputs()), pack)
+    weighted = errors * pack.weights
+    # DeepSpeed averages gradients over ranks; the step's loss is a sum over them.
+    engine.backward(weighted.sum() * engine.world.size, item.micro.last)
+    if len(item.micro.positions):
+        sums.add(pack.positions, weighted)
+
+
+def _figures(item: Fed, plan: Plan, reduced: ReducedStep, elapsed_s: float) -> dict[str, float]:
+    """The step's figures by TensorBoard name, learning rate and gradient norm aside."""
+    step, layout = item.micro.step, item.micro.layout
+    tokens = plan.tokens[step.rows]
+    heaviest = item.micro.loads.max(axis=1) / item.micro.loads.mean(axis=1)
+    return {
+        "train/loss": reduced.loss,
+        "speed/tokens_per_s": float(tokens.sum()) / elapsed_s,
+        "speed/samples_per_s": len(step.rows) / elapsed_s,
+        "time/step_s": elapsed_s,
+        "time/data_wait_s": reduced.data_wait_s,
+        "pack/efficiency": layout.useful,
+        "pack/balance": float(heaviest.mean()),
+        "pack/micro_steps": float(len(layout.packs)),
+        "pack/idle": layout.idle,
+        "memory/peak_gib": reduced.peak_bytes / 2**30,
+    }
+
+
+def _timed(items: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:
+    """Each item with the seconds that were spent waiting for it."""
+    while True:
+        asked = time.perf_counter()
+        item = next(items, None)
+        if item is None:
+            return
+        yield item, time.perf_counter() - asked

@@ -1,0 +1,8 @@
+"""The LTX-Video family: what its config says, its packed forward, and its names for export."""
+
+from __future__ import annotations
+
+from dist_trainer.ltx.packed import install
+from dist_trainer.ltx.shape import shape
+
+__all__ = ["install", "shape"]

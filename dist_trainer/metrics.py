@@ -1,0 +1,90 @@
+"""The figures of a step, brought together from all ranks in one reduction."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+
+from shards.plan import Step
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did: the ids it trained and its figures by TensorBoard name."""
+
+    step: int
+    epochs: list[int]
+    ids: list[int]
+    figures: dict[str, float]
+
+
+class StepSums:
+    """Per-sample losses and per-rank readings of one step, summed over the ranks.
+
+    The vector has a place for each sample of the step, in the plan's order, so its content (and the loss made from
+    it) does not depend on which rank trained what.
+    """
+
+    def __init__(self, samples: int, ranks: int, rank: int, device: torch.device) -> None:
+        self._samples, self._ranks, self._rank = samples, ranks, rank
+        # Two entries per sample (weighted loss, times trained), two per rank (data wait, memory).
+        self._sums = torch.zeros(2 * samples + 2 * ranks, dtype=torch.float64, device=device)
+
+    def add(self, positions: torch.Tensor, weighted: torch.Tensor) -> None:
+        """Add the weighted losses [S] of a pack's samples at `positions` [S] of the step."""
+        self._sums.index_add_(0, positions, weighted.detach().to(torch.float64))
+        self._sums.index_add_(0, positions + self._samples, torch.ones_like(weighted, dtype=torch.float64))
+
+    def reduce(self, data_wait_s: float) -> ReducedStep:
+        """Sum over all ranks; every rank gets the same result."""
+        own = 2 * self._samples + 2 * self._rank
+        self._sums[own] = data_wait_s
+        self._sums[own + 1] = _peak_bytes(self._sums.device)
+        torch_dist.all_reduce(self._sums)
+        sums = self._sums.cpu().numpy()
+        readings = sums[2 * self._samples :].reshape(self._ranks, 2)
+        return ReducedStep(
+            losses=sums[: self._samples],
+            trained=sums[self._samples : 2 * self._samples],
+            data_wait_s=float(readings[:, 0].max()),
+            peak_bytes=float(readings[:, 1].max()),
+        )
+
+
+@dataclass(frozen=True)
+class ReducedStep:
+    """A step over all ranks: weighted loss [B] and times trained [B] per sample, largest data wait and memory peak."""
+
+    losses: np.ndarray
+    trained: np.ndarray
+    data_wait_s: float
+    peak_bytes: float
+
+    @property
+    def loss(self) -> float:
+        """The step's loss: the weighted mean the optimizer saw."""
+        return float(self.losses.sum())
+
+    def check(self, step: Step, keys: np.ndarray) -> None:
+        """Raise RuntimeError, alike on every rank, when a sample was lost or repeated or its loss is not finite."""
+        wrong = np.flatnonzero(self.trained != 1)
+        if wrong.size:
+            named = ", ".join(str(keys[step.rows[i]]) for i in wrong[:5])
+            raise RuntimeError(f"step {step.index + 1}: samples not trained exactly once: {named}")
+        bad = np.flatnonzero(~np.isfinite(self.losses))
+        if bad.size:
+            named = ", ".join(str(keys[step.rows[i]]) for i in bad[:5])
+            raise RuntimeError(
+                f"step {step.index + 1}: loss is not finite for samples {named}; the weights were not updated. "
+                "Lower optimization.learning_rate, or check these samples"
+            )
+
+
+def _peak_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

@@ -1,0 +1,188 @@
+"""A run on disk: its folders, what it fixed at first launch, and its line-by-line logs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from shards.atomic import replacing
+from shards.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What may not change over a run's life, whatever the number of ranks: it decides which sample trains when."""
+
+    seed: int
+    samples_per_step: int | None
+    tokens_per_step: int | None
+    mix: str
+    loss_weighting: str
+    dataset: str
+    model_source: str
+    training_mode: str
+    conditioning_mode: str
+    first_frame_conditioning_p: float
+    sampling: str
+    causal_positions: bool
+    optimizer: str
+    lora_alpha: int | None
+    version: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run below `root`."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        """Folder of the exported weights."""
+        return self.root / "exports"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step: the figures TensorBoard shows."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def trained(self) -> Path:
+        """One JSON line per step: the sample ids that were trained."""
+        return self.root / "logs" / "trained.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.root / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        """What the run fixed at first launch."""
+        return self.root / "state.json"
+
+    def read_state(self) -> RunState | None:
+        """The state of an earlier launch in this folder, or None. Raises InputError when it cannot be read."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"output_dir: {self.root}: is a file; choose a folder")
+        if not self.state.is_file():
+            return None
+        try:
+            return RunState(**json.loads(self.state.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(
+                f"{self.state}: not a run's state ({error}); choose another output_dir"
+            ) from error
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other launches out of this folder; the system lets go of it with the process, however that ends.
+
+        Raises InputError when another launch holds it, or it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"output_dir: {self.root}: cannot be written: {error}; choose another folder"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"output_dir: {self.root}: another launch is training in this folder; stop it first, "
+                    "or choose another folder"
+                ) from None
+            except OSError:
+                # A file system without locks: nothing to hold on to.
+                pass
+            yield
+
+    def begin(self, state: RunState, config_yaml: str) -> None:
+        """Create the folders and write state and resolved config (rank 0 only). Raises InputError when it cannot."""
+        try:
+            for folder in (self.root, self.checkpoints, self.trained.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, config_yaml)
+            write_text(self.state, json.dumps(asdict(state), indent=2) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"output_dir: {self.root}: cannot be written: {error}; choose another folder"
+            ) from error
+
+    def check_same(self, before: RunState, now: RunState) -> None:
+        """Raise InputError naming each setting that differs from the run's first launch."""
+        differing = [
+            f"{field.name}: was {getattr(before, field.name)!r}, now {getattr(now, field.name)!r}"
+            for field in fields(RunState)
+            if field.name != "version" and getattr(before, field.name) != getattr(now, field.name)
+        ]
+        if differing:
+            raise InputError(
+                f"{self.root}: this folder holds a run started with other settings ({'; '.join(differing)}). "
+                "Give the same settings to resume it, or another output_dir to start anew"
+            )
+
+
+class LineLog:
+    """A JSON-lines file that a resumed run goes on from: lines of steps after the checkpoint are dropped first."""
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        """Open for appending, keeping only whole lines with `step` <= `after_step`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(_lines_until(path, after_step)))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make the lines written so far survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Lines of steps up to `step`, up to the first that a kill or a power cut left broken."""
+    kept: list[str] = []
+    if not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            found = int(json.loads(line)["step"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            break
+        if not line.endswith("\n"):
+            break
+        if found <= step:
+            kept.append(line)
+    return kept
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as file:
+        file.write(content.encode())

@@ -1,0 +1,178 @@
+"""One training process: parse, join, build, run, close. Launchers start one per rank."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from dist_trainer import dist
+from dist_trainer.board import Board
+from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_data, run_state
+from dist_trainer.config import RunConfig, dump, load, notices
+from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.export import export
+from dist_trainer.failure import BEFORE_START_S, fail
+from dist_trainer.feed import loader, micro_steps
+from dist_trainer.loop import Events, train
+from dist_trainer.metrics import StepMetrics
+from dist_trainer.resume import resume, save_if_due
+from dist_trainer.rundir import RunFolder
+from dist_trainer.schedule import lr_at
+from dist_trainer.world import World, discover, presumed
+from shards.efficiency import advice, report
+from shards.errors import InputError
+from shards.reader import Reader
+from shards.stream import stream
+
+
+def run(config: RunConfig, world: World, gathering: Gathering) -> None:
+    """Train as the config says, from the newest checkpoint of its output folder where there is one."""
+    folder = RunFolder(Path(config.output_dir))
+    dataset = open_data(config)
+    before = folder.read_state()
+    state = run_state(config, dataset, world, before)
+    if before:
+        folder.check_same(before, state)
+    data = build_data(config, dataset, state)
+    agree(data, gathering)
+    announce(config, data, world)
+    engine = build_engine(config, world)
+    start = resume(engine, folder, gathering)
+    steps = config.optimization.steps
+    if start >= steps:
+        say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
+    with ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(folder.hold())
+            folder.begin(before or state, dump(config))
+        gathering.meet("run folder")
+        if not folder.state.is_file():
+            raise InputError(
+                f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
+            )
+        board = open_board(config, folder, start, data) if world.is_main else None
+        if board:
+            stack.callback(board.close)
+        reader = stack.enter_context(Reader(dataset, threads=max(1, config.data.num_dataloader_workers)))
+        load_pack = loader(reader, data.feeding, pin=world.device.type == "cuda")
+        items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
+        fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
+        events = Events(
+            learning_rate=lambda step: lr_at(step, config.optimization),
+            on_step=board.step if board else _ignore,
+            on_save=lambda step: save_if_due(step, config, engine, folder, gathering),
+        )
+        train(engine, fed, data.plan, dataset.manifest, events, gathering, dtype_of(config))
+    if world.is_main:
+        written = export(folder.root, steps=None)
+        say(
+            world,
+            f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}",
+        )
+    # The others stay for the export: a launcher may end a job soon after its first process has ended.
+    gathering.meet("end")
+
+
+def announce(config: RunConfig, data: Data, world: World) -> None:
+    """Say at start what will be trained, and which settings are not acted on."""
+    for notice in notices(config):
+        say(world, f"note: {notice}")
+    plan, feeding = data.plan, data.feeding
+    say(
+        world,
+        f"{len(data.dataset.manifest)} samples, {plan.steps_per_epoch:.1f} steps an epoch, ranks: {world.size}, "
+        f"at most {feeding.cap} tokens a pack, ZeRO stage {config.deepspeed.stage}, {config.acceleration.precision}",
+    )
+    if world.is_main:
+        batching, ranks = plan.batching, [world.size]
+        found = report(
+            plan.tokens, plan.ids, batching, ranks, feeding.cap, feeding.quadratic, plan.seed, max_steps=20
+        )
+        say(
+            world,
+            f"packing: {found[0].useful:.1%} of the ranks' time is useful, {found[0].idle:.1%} of packs idle",
+        )
+        if advised := advice(found):
+            say(world, f"note: {advised}")
+
+
+def agree(data: Data, gathering: Gathering) -> None:
+    """Raise InputError unless every rank has rank 0's plan: another dataset or code there would train another step."""
+    own = f"{data.dataset.manifest.fingerprint} {data.plan.fingerprint} {data.feeding}"
+    if gathering.share("plan", own) != own:
+        raise InputError(
+            f"{data.dataset.root}: rank {gathering.world.rank} sees another dataset or plan than rank 0; "
+            "is the same folder mounted, and the same code and config there, on every host?"
+        )
+    gathering.meet("plan")
+
+
+def open_board(config: RunConfig, folder: RunFolder, start: int, data: Data) -> Board:
+    """The sinks of the run's figures, with the resolved config shown as text."""
+    board = Board(
+        folder, start, config.tensorboard.enabled, config.tensorboard.interval, config.optimization.steps
+    )
+    board.text("config", dump(config))
+    return board
+
+
+def say(world: World, message: str) -> None:
+    """Print one line, from rank 0 of the world only."""
+    if world.is_main:
+        print(message, flush=True)
+
+
+def _ignore(metrics: StepMetrics) -> None:
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank; the exit code is 0 when trained, 2 for bad input, 1 for anything else."""
+    parser = argparse.ArgumentParser(
+        prog="dist_trainer.train", description="Train LTX-Video from a YAML config."
+    )
+    parser.add_argument("config", type=Path, help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help="set by the deepspeed launcher; not needed"
+    )
+    parsed = parser.parse_args(arguments)
+    world, gathering = presumed(os.environ), None
+    try:
+        world = discover(os.environ)
+        try:
+            config = load(parsed.config, parsed.overrides)
+        except InputError:
+            # Ranks that could read theirs hear of it, instead of waiting for this one.
+            with suppress(MissingRanks, InputError):
+                gathering = dist.connect(world, BEFORE_START_S)
+            raise
+        gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
+        dist.start(gathering)
+        run(config, world, gathering)
+        gathering.close()
+        dist.leave()
+        return 0
+    except Exception as error:
+        return fail(error, world, gathering)
+
+
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `main` as a whole process. A failed rank must not wait for threads or collectives that will never end."""
+    status = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    entry()
