@@ -1,0 +1,1 @@
+"""How a run reaches the machines that train it. Imports without torch."""

@@ -1,0 +1,51 @@
+"""ltx-launch: start a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.local import local
+from shards.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Start training runs.")
+
+
+@app.command("local")
+def local_command(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="processes: one per GPU")] = 1,
+) -> None:
+    """Train on this machine."""
+    raise typer.Exit(local(config, overrides or [], processes))
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="emptied, then filled")] = Path("demo"),
+    clips: Annotated[int, typer.Option(min=8, help="synthetic clips to render")] = 48,
+) -> None:
+    """Show the whole path on this machine's CPU, from clips to exported weights."""
+    import subprocess
+
+    from rich.console import Console
+
+    from launch.demo import demo
+
+    try:
+        demo(folder.resolve(), clips, Console())
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except subprocess.CalledProcessError as error:
+        raise typer.Exit(error.returncode) from None
+
+
+def main() -> None:
+    """Console entry point."""
+    app()

@@ -1,0 +1,143 @@
+"""The whole path on one machine, on a CPU: clips, shards, three kinds of training, a kill and a resume, export.
+
+Everything a user would type is run as a command and printed first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.rule import Rule
+
+from shards.errors import InputError
+
+_RECIPES = Path(__file__).resolve().parents[1] / "configs" / "tiny"
+_MODES = ("lora", "ic_lora", "full_ft")
+_KILLED = "ic_lora"
+_MARKER = ".made-by-demo"
+
+
+def demo(folder: Path, clips: int, console: Console) -> None:
+    """Run the demo in `folder` (emptied first). Raises CalledProcessError when a command fails."""
+    began = time.monotonic()
+    _empty(folder)
+    _prepare(folder, clips, console)
+    for mode in _MODES:
+        console.print(Rule(f"training {mode}: ZeRO-3, deepspeed launcher, 2 processes"))
+        if mode == _KILLED:
+            _train_and_kill(folder, mode, console)
+            console.print(Rule(f"resuming {mode} on 1 process instead of 2"))
+            _run(_training(folder, mode, processes=1), console)
+        else:
+            _run(_training(folder, mode, processes=2), console)
+    _summary(folder, time.monotonic() - began, console)
+
+
+def _empty(folder: Path) -> None:
+    """Make way for the demo; a folder that no demo made is left alone (InputError)."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
+        raise InputError(f"--folder {folder}: holds something that no demo made; name a new or empty folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARKER).touch()
+
+
+def _prepare(folder: Path, clips: int, console: Console) -> None:
+    from dist_trainer.tiny import write_tiny_model
+    from shards.prepare.shapes import BUCKETS, render
+
+    console.print(Rule("a tiny LTX model with random weights, and clips of moving shapes"))
+    write_tiny_model(folder / "model")
+    described = render(folder / "clips", clips)
+    console.print(Rule("clips -> WebDataset shards"))
+    shards = [sys.executable, "-m", "shards"]
+    dataset = str(folder / "dataset")
+    model = str(folder / "model")
+    _run(
+        [*shards, "encode", str(described), "--model", model, "--out", dataset, "--buckets", BUCKETS], console
+    )
+    _run([*shards, "stats", dataset], console)
+    _run([*shards, "plan", dataset, "--ranks", "2,8", "--samples-per-step", "8"], console)
+
+
+def _training(folder: Path, mode: str, processes: int) -> list[str]:
+    """The command that trains a mode with DeepSpeed's own launcher."""
+    return [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--quiet",
+        "--num_accelerators",
+        str(processes),
+        "--master_port",
+        str(29500 + os.getpid() % 1000),
+        "--module",
+        "dist_trainer.train",
+        str(_RECIPES / f"{mode}.yaml"),
+        f"model.model_source={folder / 'model'}",
+        f"data.preprocessed_data_root={folder / 'dataset'}",
+        f"output_dir={folder / 'runs' / mode}",
+    ]
+
+
+def _train_and_kill(folder: Path, mode: str, console: Console) -> None:
+    """Start training and kill -9 every process of it as soon as there is a checkpoint."""
+    command = _training(folder, mode, processes=2)
+    _show(command, console)
+    process = subprocess.Popen(command, env=_environment(), start_new_session=True)
+    latest = folder / "runs" / mode / "checkpoints" / "latest"
+    while not latest.is_file():
+        if process.poll() is not None:
+            raise subprocess.CalledProcessError(process.returncode or 1, command)
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    _kill_ranks(process.pid)
+    process.wait()
+    console.print(f"[bold]killed -9 after checkpoint {latest.read_text().strip()}[/bold]")
+
+
+def _kill_ranks(session: int) -> None:
+    """The launcher puts ranks into process groups of their own; they are found by their session."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _summary(folder: Path, seconds: float, console: Console) -> None:
+    console.print(Rule(f"done in {seconds:.0f} s"))
+    console.print(
+        "The model has random weights: what to see is the path, not the pictures. Exported weights:"
+    )
+    for mode in _MODES:
+        newest = sorted((folder / "runs" / mode / "exports").iterdir())[-1]
+        for path in sorted(newest.rglob("*.safetensors")):
+            console.print(f"  {mode}: {path}", soft_wrap=True, highlight=False)
+    board = Path(sys.executable).with_name("tensorboard")
+    console.print(
+        f"watch all three runs:  {board} --logdir {folder / 'runs'}", soft_wrap=True, highlight=False
+    )
+    console.print("next: README.md, from videos of your own to a trained adapter")
+
+
+def _run(command: Sequence[str], console: Console) -> None:
+    _show(command, console)
+    subprocess.run(command, env=_environment(), check=True)
+
+
+def _show(command: Sequence[str], console: Console) -> None:
+    console.print("$ " + " ".join(command), style="bold cyan", soft_wrap=True, highlight=False)
+
+
+def _environment() -> dict[str, str]:
+    # The demo's model is for a CPU, also where there is a GPU.
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,89 @@
+"""N training processes on this machine, with the environment every launcher sets."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_GRACE_S = 15.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def local(config: Path, overrides: Sequence[str], processes: int) -> int:
+    """Run `python -m dist_trainer.train CONFIG ...` in `processes` processes and return the first bad exit code.
+
+    When one fails the others get some seconds to end by themselves, then are stopped; Ctrl-C stops all.
+    """
+    command = [sys.executable, "-m", "dist_trainer.train", str(config), *overrides]
+    port = _free_port()
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        for rank in range(processes):
+            environment = _environment(rank, processes, port)
+            ranks.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))
+        return _wait(ranks)
+    except KeyboardInterrupt:
+        for process in ranks:
+            process.terminate()
+        return 128 + signal.SIGINT
+    finally:
+        _stop(ranks)
+
+
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    # One thread, as torchrun: without it every process starts a thread per core.
+    return {"OMP_NUM_THREADS": "1", **os.environ, **{key: str(value) for key, value in place.items()}}
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """SIGTERM stops the ranks as Ctrl-C does, so that none is left behind."""
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """Let the kernel stop a rank whose launcher was killed, which could not do so itself."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """Exit code of the first process that fails, or 0 when all have ended well."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = [code for code in codes if code not in (None, 0)]
+        if failed:
+            return failed[0] if failed[0] and failed[0] > 0 else 1
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.1)
+
+
+def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + _GRACE_S
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
