@@ -1,0 +1,39 @@
+"""Fixtures shared by all tests: one tiny model and one small dataset, written once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from shards.dataset import Dataset
+from tests.support.datasets import GRIDS, write_dataset
+
+# Before any test imports torch: every process computes with one thread, as launchers arrange it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The suite is for the CPU, also where there is a GPU; CUDA_VISIBLE_DEVICES=0 brings the tests of kernels back.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """A tiny LTX pipeline folder with random weights."""
+    from tests.support.models import tiny_model
+
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def paired_dataset(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Thirty samples of mixed sizes that fit the tiny model, each with a reference."""
+    sizes = json.loads((model_folder / "transformer" / "config.json").read_text())
+    return write_dataset(
+        tmp_path_factory.mktemp("dataset"),
+        30,
+        channels=sizes["in_channels"],
+        text_width=sizes["caption_channels"],
+        references=GRIDS,
+    )

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dist_trainer.board import Board
+from dist_trainer.config import load
+from dist_trainer.metrics import StepMetrics
+from dist_trainer.rundir import RunFolder
+from tests.support.runs import lines, trained
+
+# Everything the run promises to show.
+PROMISED = {
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "speed/tokens_per_s",
+    "speed/samples_per_s",
+    "time/step_s",
+    "time/data_wait_s",
+    "pack/efficiency",
+    "pack/balance",
+    "memory/peak_gib",
+}
+
+
+def figures(step: int, launch: int = 0) -> dict[str, float]:
+    """Figures that tell steps and launches apart; sums of powers of two, so float32 keeps them."""
+    return {name: step + launch / 4 + place * 64 for place, name in enumerate(sorted(PROMISED))}
+
+
+def launch(
+    run: RunFolder, after: int, stop: int, number: int, interval: int = 1, enabled: bool = True
+) -> Board:
+    """A board that records steps `after` + 1 to `stop` of a run of 10 steps; not closed, as after a kill."""
+    board = Board(run, after, enabled, interval, total_steps=10)
+    board.text("config", f"launch: {number}\nseed: 42")
+    for step in range(after + 1, stop + 1):
+        board.step(StepMetrics(step, [0, 0], [step, step + 100], figures(step, number)))
+    return board
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(folder).Scalars(name)]
+
+
+def texts(folder: Path, name: str) -> list[str]:
+    found = events(folder).Tensors(f"{name}/text_summary")
+    return [event.tensor_proto.string_val[0].decode() for event in found]
+
+
+def test_every_figure_of_every_step_is_a_point(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    launch(run, 0, 4, 0).close()
+    assert set(events(run.tensorboard).Tags()["scalars"]) == PROMISED
+    for name in PROMISED:
+        assert curve(run.tensorboard, name) == [(step, figures(step)[name]) for step in range(1, 5)]
+    assert lines(run.metrics) == [{"step": step, **figures(step)} for step in range(1, 5)]
+    assert trained(tmp_path) == [
+        {"step": step, "epochs": [0, 0], "ids": [step, step + 100]} for step in range(1, 5)
+    ]
+
+
+def test_the_config_is_shown_as_text(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    launch(run, 0, 1, 0).close()
+    assert texts(run.tensorboard, "config") == ["```\nlaunch: 0\nseed: 42\n```"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_steps_after_a_resume_are_not_doubled(tmp_path: Path, killed: bool) -> None:
+    """The first launch got to step 7, the last checkpoint is of step 4: 5, 6, 7 are those of the second."""
+    run = RunFolder(tmp_path)
+    first = launch(run, 0, 7, 1)
+    if not killed:
+        first.close()
+    launch(run, 4, 9, 2).close()
+    expected = [(step, figures(step, 1 if step <= 4 else 2)) for step in range(1, 10)]
+    for name in PROMISED:
+        assert curve(run.tensorboard, name) == [(step, shown[name]) for step, shown in expected]
+    assert lines(run.metrics) == [{"step": step, **shown} for step, shown in expected]
+    assert [record["step"] for record in trained(tmp_path)] == list(range(1, 10))
+
+
+def test_a_run_started_anew_in_its_folder_hides_the_steps_of_the_old_one(tmp_path: Path) -> None:
+    """Killed before its first checkpoint: the second launch begins at step 1 again."""
+    run = RunFolder(tmp_path)
+    launch(run, 0, 3, 1)
+    launch(run, 0, 2, 2).close()
+    assert curve(run.tensorboard, "train/loss") == [(s, figures(s, 2)["train/loss"]) for s in (1, 2)]
+    assert [record["step"] for record in lines(run.metrics)] == [1, 2]
+
+
+def test_the_interval_thins_the_curves_but_keeps_the_last_step_and_all_lines(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    launch(run, 0, 10, 0, interval=4).close()
+    assert [step for step, _ in curve(run.tensorboard, "train/loss")] == [4, 8, 10]
+    assert [record["step"] for record in lines(run.metrics)] == list(range(1, 11))
+    assert len(trained(tmp_path)) == 10
+
+
+def test_without_tensorboard_the_lines_are_still_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    launch(run, 0, 3, 0, enabled=False).close()
+    assert not run.tensorboard.exists()
+    assert [record["step"] for record in lines(run.metrics)] == [1, 2, 3]
+
+
+def test_the_console_line_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launch(RunFolder(tmp_path), 4, 5, 0).close()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("[==========..........] step 5/10  loss ")
+    for word in ("lr ", "norm ", "tokens/s", "s/step", "packing "):
+        assert word in printed[0]
+
+
+def plausible(name: str, value: float) -> bool:
+    if name == "pack/efficiency":
+        return 0 < value <= 1
+    if name == "pack/balance":
+        return value >= 1
+    return value >= 0 if name in ("time/data_wait_s", "train/learning_rate") else value > 0
+
+
+@pytest.mark.parametrize("name", ["full", "ic_lora"])
+def test_a_real_run_shows_all_that_is_promised(finished_runs: Path, name: str) -> None:
+    folder = RunFolder(finished_runs / name)
+    assert set(events(folder.tensorboard).Tags()["scalars"]) >= PROMISED
+    records: list[dict[str, Any]] = lines(folder.metrics)
+    assert [record["step"] for record in records] == [1, 2]
+    for figure in PROMISED:
+        points = curve(folder.tensorboard, figure)
+        assert [step for step, _ in points] == [1, 2]
+        assert [value for _, value in points] == pytest.approx([record[figure] for record in records])
+        assert all(plausible(figure, value) for _, value in points), (figure, points)
+    [text] = texts(folder.tensorboard, "config")
+    assert text == f"```\n{folder.config.read_text()}\n```"
+    assert load(folder.config).output_dir == folder.root
+
+
+def test_the_figures_of_a_real_run_agree_with_each_other(finished_runs: Path) -> None:
+    for record in lines(RunFolder(finished_runs / "full").metrics):
+        assert record["speed/samples_per_s"] * record["time/step_s"] == pytest.approx(7)
+        assert record["train/learning_rate"] == 0.01
+        assert record["time/data_wait_s"] <= record["time/step_s"]
+    assert json.loads((finished_runs / "full" / "state.json").read_text())["samples_per_step"] == 7

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_trainer.metrics import ReducedStep, StepSums
+from shards.plan import Step
+
+KEYS = np.array([f"clip_{row}" for row in range(9)], dtype=object)
+STEP = Step(index=11, rows=np.array([7, 2, 5, 0]), epochs=np.zeros(4, dtype=np.int64))
+
+
+def reduced(losses: list[float], trained: list[int]) -> ReducedStep:
+    return ReducedStep(np.array(losses), np.array(trained, dtype=float), data_wait_s=0.0, peak_bytes=0.0)
+
+
+def test_a_step_trained_once_with_finite_losses_passes() -> None:
+    reduced([0.1, 0.0, 3.0, 0.2], [1, 1, 1, 1]).check(STEP, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("trained", "named"),
+    [([0, 1, 1, 1], ["clip_7"]), ([1, 1, 1, 2], ["clip_0"]), ([1, 0, 2, 1], ["clip_2", "clip_5"])],
+    ids=["lost", "repeated", "both"],
+)
+def test_lost_and_repeated_samples_are_named(trained: list[int], named: list[str]) -> None:
+    with pytest.raises(RuntimeError, match=r"^step 12: samples not trained exactly once: ") as caught:
+        reduced([0.1] * 4, trained).check(STEP, KEYS)
+    assert str(caught.value).endswith(": " + ", ".join(named))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_samples_whose_loss_is_not_finite_are_named(value: float) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"step 12: loss is not finite for samples clip_2, clip_0; the weights"
+    ):
+        reduced([0.1, value, 0.1, value], [1, 1, 1, 1]).check(STEP, KEYS)
+
+
+@given(
+    st.permutations(range(8)),
+    st.lists(st.integers(1, 7), max_size=3),
+    st.lists(st.floats(0, 1e3, width=32), min_size=8, max_size=8),
+)
+@pytest.mark.usefixtures("alone")
+def test_the_loss_does_not_depend_on_packs_and_their_order(
+    order: list[int], cuts: list[int], values: list[float]
+) -> None:
+    """Bit-equal: each sample has its own place, and the places are summed in the plan's order."""
+    errors = torch.tensor(values)
+    sums = StepSums(samples=8, ranks=1, rank=0, device=torch.device("cpu"))
+    for part in np.split(np.array(order), sorted(cuts)):
+        positions = torch.from_numpy(part)
+        sums.add(positions, errors[positions])
+    result = sums.reduce(data_wait_s=0.25)
+    assert result.losses.tolist() == errors.double().tolist()
+    assert result.loss == float(errors.double().numpy().sum())
+    assert result.trained.tolist() == [1.0] * 8
+    assert result.data_wait_s == 0.25
+
+
+@pytest.mark.usefixtures("alone")
+def test_each_rank_reports_into_its_own_place_and_the_largest_counts() -> None:
+    sums = StepSums(samples=2, ranks=3, rank=1, device=torch.device("cpu"))
+    sums.add(torch.tensor([1]), torch.tensor([0.5], requires_grad=True))
+    result = sums.reduce(data_wait_s=2.0)
+    assert result.losses.tolist() == [0.0, 0.5]
+    assert result.trained.tolist() == [0.0, 1.0]
+    assert result.data_wait_s == 2.0
+    # A process that has imported torch has held more than 50 MB and less than a terabyte.
+    assert 5e7 < result.peak_bytes < 1e12
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sample_trained_twice_is_seen() -> None:
+    sums = StepSums(samples=4, ranks=1, rank=0, device=torch.device("cpu"))
+    sums.add(torch.tensor([0, 1, 2, 3]), torch.ones(4))
+    sums.add(torch.tensor([2]), torch.ones(1))
+    with pytest.raises(RuntimeError, match=r"exactly once: clip_5$"):
+        sums.reduce(0.0).check(STEP, KEYS)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dist_trainer.rundir import LineLog, RunFolder, RunState
+from shards.errors import InputError
+
+STATE = RunState(
+    seed=42,
+    samples_per_step=8,
+    tokens_per_step=None,
+    mix="random",
+    loss_weighting="sample",
+    dataset="0123abcd",
+    model_source="LTXV_2B_0.9.5",
+    training_mode="lora",
+    conditioning_mode="none",
+    first_frame_conditioning_p=0.1,
+    sampling="shifted_logit_normal {}",
+    causal_positions=False,
+    optimizer="adamw",
+    lora_alpha=64,
+    version="0.1.0",
+)
+OTHER: dict[str, Any] = {
+    "first_frame_conditioning_p": 0.5,
+    "sampling": "uniform {}",
+    "causal_positions": True,
+    "optimizer": "sgd",
+    "lora_alpha": 32,
+    "seed": 43,
+    "samples_per_step": 16,
+    "tokens_per_step": 1000,
+    "mix": "similar",
+    "loss_weighting": "token",
+    "dataset": "ffff0000",
+    "model_source": "another",
+    "training_mode": "full",
+    "conditioning_mode": "reference_video",
+}
+
+
+def test_a_new_folder_has_no_state(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "run").read_state() is None
+
+
+def test_what_a_run_fixed_is_read_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "deep" / "run")
+    run.begin(STATE, "seed: 42\n")
+    assert run.read_state() == STATE
+    assert run.config.read_text() == "seed: 42\n"
+    run.check_same(STATE, STATE)
+
+
+def test_a_run_that_begins_again_has_the_config_of_now(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.begin(STATE, "old\n")
+    (run.checkpoints / "step_000001").mkdir()
+    run.begin(STATE, "new\n")
+    assert run.config.read_text() == "new\n"
+    assert (run.checkpoints / "step_000001").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "logs",
+        "state.json",
+    ]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"seed": 1}', '{"wrong": 1}'])
+def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(InputError, match=r"state\.json: not a run's state .*another output_dir"):
+        RunFolder(tmp_path).read_state()
+
+
+def test_the_table_of_other_values_has_every_setting() -> None:
+    assert {field.name for field in fields(RunState)} == {*OTHER, "version"}
+
+
+@given(st.sets(st.sampled_from(sorted(OTHER)), min_size=1))
+def test_each_setting_that_differs_is_named_and_no_other(differing: set[str]) -> None:
+    now = replace(STATE, **{name: OTHER[name] for name in differing})
+    with pytest.raises(InputError) as caught:
+        RunFolder(Path("runs/x")).check_same(STATE, now)
+    message = str(caught.value)
+    assert "runs/x" in message
+    for name in OTHER:
+        told = f"{name}: was {getattr(STATE, name)!r}, now {OTHER[name]!r}" in message
+        assert told == (name in differing)
+
+
+def test_another_version_of_the_trainer_may_resume(tmp_path: Path) -> None:
+    RunFolder(tmp_path).check_same(STATE, replace(STATE, version="9.9.9"))
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "logs" / "a.jsonl", 0)
+    for step in (1, 2):
+        log.write({"step": step, "ids": [2**64 - 1], "loss": 0.1})
+        lines = (tmp_path / "logs" / "a.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1]) == {"step": step, "ids": [2**64 - 1], "loss": 0.1}
+        assert len(lines) == step
+    log.close()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(written=st.integers(0, 9), after=st.integers(0, 12), torn=st.integers(0, 30))
+def test_a_resumed_log_goes_on_right_after_the_checkpoint(
+    tmp_path: Path, written: int, after: int, torn: int
+) -> None:
+    """Steps after the checkpoint are dropped, and so is a last line that a kill cut short, wherever it did."""
+    path = tmp_path / "log.jsonl"
+    path.unlink(missing_ok=True)
+    log = LineLog(path, 0)
+    for step in range(1, written + 1):
+        log.write({"step": step, "loss": 1 / step})
+    log.close()
+    with path.open("a") as file:
+        file.write(json.dumps({"step": written + 1, "text": "b" * 20})[:torn])
+    log = LineLog(path, after)
+    kept = list(range(1, min(written, after) + 1))
+    assert steps(path) == kept
+    log.write({"step": after + 1})
+    log.close()
+    assert steps(path) == [*kept, after + 1]
+
+
+def test_a_log_that_begins_at_zero_forgets_an_older_run(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    LineLog(path, 0).close()
+    assert path.read_text() == ""
+
+
+def test_a_folder_is_held_by_one_launch_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.hold(), pytest.raises(InputError, match="another launch"), folder.hold():
+        pass
+    with folder.hold():
+        pass
