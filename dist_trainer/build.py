@@ -142,7 +142,7 @@ def _check_fit(config: RunConfig, dataset: Dataset, channels: int, text_width: i
             f"{config.model.model_source} takes {text_width}; encode the dataset with this model's text encoder"
         )
     if config.conditioning.mode == "reference_video":
-        lacking = dataset.manifest.keys[dataset.manifest.reference[:, 0] == 0]
+        lacking = dataset.manifest.keys[~dataset.manifest.references.any(axis=(1, 2))]
         if len(lacking):
             named = ", ".join(str(key) for key in lacking[:5])
             raise InputError(

@@ -1,12 +1,13 @@
 """From latents to the tokens the transformer sees: order, coordinates, and which tokens are clean.
 
 Training, validation and export share this file: what is trained is what is sampled. One sample is laid out as
-`[clean reference | target]`, and with a clean first frame the target begins with clean tokens too, so the
+`[clean references | target]`, and with a clean first frame the target begins with clean tokens too, so the
 clean tokens of a sample are always its first ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -141,19 +142,19 @@ def _factor(target: Grid, reference: Grid, key: str, axis: str, offset: int = 0)
     return large // small
 
 
-def layout(grid: Grid, reference: Grid | None, fps: float, recipe: Recipe, key: str) -> Tensor:
-    """Coordinates float32 [3,L] of `[reference | target]` (of the target alone without a reference).
+def layout(grid: Grid, references: Sequence[Grid], fps: float, recipe: Recipe, key: str) -> Tensor:
+    """Coordinates float32 [3,L] of `[references | target]`, every reference spread over the target's.
 
     Raises InputError, naming sample `key`, on sizes that do not fit each other or a useless fps.
     """
     if not fps > 0:
         raise InputError(f"sample {key!r}: fps is {fps}, it must be positive")
-    coords = coordinates(grid, fps, recipe.scale, recipe.patch, recipe.causal)
-    if reference is None:
-        return coords
-    factors = reference_scale(grid, reference, key)
-    spread = coordinates(reference, fps, recipe.scale, recipe.patch, recipe.causal, factors)
-    return torch.cat([spread, coords], dim=1)
+    factors = [reference_scale(grid, reference, key) for reference in references]
+    parts = zip([*references, grid], [*factors, SAME_SIZE], strict=True)
+    return torch.cat(
+        [coordinates(part, fps, recipe.scale, recipe.patch, recipe.causal, factor) for part, factor in parts],
+        dim=1,
+    )
 
 
 def latent_grid(latents: Tensor, patch: Patch, key: str) -> Grid:
@@ -189,31 +190,30 @@ def build(sample: Sample, draw: flow.Draw, recipe: Recipe) -> Conditioned:
     Raises InputError when the mode asks for a reference the sample lacks, or when sizes do not fit.
     """
     grid = latent_grid(sample.latents, recipe.patch, sample.key)
-    reference = _reference(sample, recipe)
-    smaller = None if reference is None else latent_grid(reference, recipe.patch, sample.key)
-    coords = layout(grid, smaller, sample.fps, recipe, sample.key)
+    references = _references(sample, recipe)
+    grids = [latent_grid(reference, recipe.patch, sample.key) for reference in references]
+    coords = layout(grid, grids, sample.fps, recipe, sample.key)
     clean = patchify(sample.latents.float(), recipe.patch)
     noise = patchify(draw.noise, recipe.patch)
     kept = first_frame_tokens(grid, recipe.patch) if draw.first_frame else 0
     parts = [clean[:kept], flow.add_noise(clean[kept:], noise[kept:], draw.sigma)]
-    if reference is not None:
-        parts.insert(0, patchify(reference.float(), recipe.patch))
-    tokens = torch.cat(parts)
+    tokens = torch.cat([*(patchify(reference.float(), recipe.patch) for reference in references), *parts])
     target = flow.velocity(clean[kept:], noise[kept:])
     return Conditioned(tokens, coords, len(tokens) - len(target), target, flow.timestep(draw.sigma))
 
 
-def _reference(sample: Sample, recipe: Recipe) -> Tensor | None:
+def _references(sample: Sample, recipe: Recipe) -> tuple[Tensor, ...]:
     if recipe.mode == "none":
-        return None
-    if sample.reference_latents is None:
+        return ()
+    if not sample.references:
         raise InputError(
             f"sample {sample.key!r} has no reference latents, which conditioning.mode {recipe.mode!r} needs;"
             " encode the data set with references or set conditioning.mode to 'none'"
         )
-    if sample.reference_latents.shape[0] != sample.latents.shape[0]:
-        raise InputError(
-            f"sample {sample.key!r}: reference latents have {sample.reference_latents.shape[0]} channels,"
-            f" the target's have {sample.latents.shape[0]}; encode both with the same VAE"
-        )
-    return sample.reference_latents
+    for reference in sample.references:
+        if reference.shape[0] != sample.latents.shape[0]:
+            raise InputError(
+                f"sample {sample.key!r}: reference latents have {reference.shape[0]} channels,"
+                f" the target's have {sample.latents.shape[0]}; encode both with the same VAE"
+            )
+    return sample.references

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.atomic import replacing
 from shards.errors import InputError
 from shards.geometry import Scale
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from shards.storage import Root, is_url, open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +51,9 @@ class DatasetInfo:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """An opened dataset: its folder, its description and the table of its samples."""
+    """An opened dataset: its folder or URL, its description and the table of its samples."""
 
-    root: Path
+    root: Root
     info: DatasetInfo
     manifest: Manifest
 
@@ -67,23 +67,15 @@ def pack_embeds(prompt_embeds: torch.Tensor) -> str:
     )
 
 
-def open_dataset(root: Path) -> Dataset:
-    """Open the dataset in ``root``.
+def open_dataset(root: Root) -> Dataset:
+    """Open the dataset in ``root``, a folder or URL.
 
     Raises InputError, saying what to do, when the folder is missing, is a predecessor's ``.precomputed``
     folder, lacks its description or its manifest, was written by a newer version, or holds no samples.
     """
-    root = Path(root)
-    _check_folder(root)
-    if (
-        not (root / INFO_NAME).is_file()
-        and not (root / MANIFEST_NAME).is_file()
-        and not (root / "shards").is_dir()
-    ):
-        raise InputError(
-            f"{root} is not a dataset: it has neither {INFO_NAME} nor shards/; "
-            "make one with `ltx-shards encode`"
-        )
+    if not is_url(root):
+        root = Path(root)
+        _check_folder(root)
     info = read_info(root)
     manifest = read_manifest(root)
     if not len(manifest):
@@ -101,26 +93,33 @@ def _check_folder(root: Path) -> None:
                 "`ltx-shards encode` (same dataset file, same sizes) and give the new folder; this version has no "
                 "`ltx-shards import` for the .pt files themselves yet"
             )
+    if not any((root / name).exists() for name in (INFO_NAME, MANIFEST_NAME, "shards")):
+        raise InputError(
+            f"{root} is not a dataset: it has neither {INFO_NAME} nor shards/; "
+            "make one with `ltx-shards encode`"
+        )
 
 
-def write_info(root: Path, info: DatasetInfo) -> None:
+def write_info(root: Root, info: DatasetInfo) -> None:
     """Write ``root/dataset.json`` atomically."""
     values = asdict(info) | {"scale": info.scale._asdict()}
-    with replacing(root / INFO_NAME) as file:
-        file.write((json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+    data = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    open_storage(root).write(INFO_NAME, data.encode("utf-8"))
 
 
-def read_info(root: Path) -> DatasetInfo:
+def read_info(root: Root) -> DatasetInfo:
     """Read ``root/dataset.json``. Raises InputError when it is missing, unreadable or of a newer version."""
-    path = root / INFO_NAME
-    if not path.is_file():
+    path = f"{root}/{INFO_NAME}"
+    try:
+        text = open_storage(root).read(INFO_NAME)
+    except FileNotFoundError:
         raise InputError(
             f"{path} is missing: it holds the VAE's compression ratios, which the shards do not record. "
             f"Copy it from a dataset encoded with the same model, or run "
             f"`ltx-shards index {root} --like OTHER_DATASET`"
-        )
+        ) from None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(text)
         version = int(values["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

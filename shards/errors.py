@@ -30,3 +30,7 @@ class ShardError(RuntimeError):
     def __str__(self) -> str:
         sample = f" sample {self.key!r}:" if self.key else ""
         return f"{self.shard}:{sample} {self.what}: expected {self.expected}, found {self.found}"
+
+
+class DamagedSample(ShardError):
+    """The bytes of one sample are there but wrong; those of the other samples may be good."""

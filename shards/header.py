@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -28,10 +28,10 @@ class Entry(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Sizes of one sample as its tensors say. ``reference`` is (0, 0, 0) where there is none."""
+    """Sizes of one sample as its tensors say; ``references`` in their order, none for most samples."""
 
     grid: Grid
-    reference: Grid
+    references: tuple[Grid, ...]
     text_tokens: int
     channels: int
     text_width: int
@@ -81,7 +81,7 @@ def _entry(name: str, value: dict, start: int, total: int) -> Entry:
 
 
 def sample_geometry(entries: Mapping[str, Entry]) -> Geometry:
-    """Geometry from ``latents [C,F,H,W]``, ``prompt_embeds [T,D]``, optional ``reference_latents [C,F,H,W]``.
+    """Geometry from ``latents [C,F,H,W]``, ``prompt_embeds [T,D]`` and what ``reference_names`` finds, [C,F,H,W].
 
     Raises ValueError naming the tensor that is missing or has another number of dimensions.
     """
@@ -89,12 +89,26 @@ def sample_geometry(entries: Mapping[str, Entry]) -> Geometry:
     text = entries.get("prompt_embeds")
     if text is None or len(text.shape) != 2:
         raise ValueError(f"prompt_embeds [T, D] is needed, found {text.shape if text else 'none'}")
-    reference = Grid(0, 0, 0)
-    if "reference_latents" in entries:
-        reference_channels, reference = _latents(entries, "reference_latents")
+    references = []
+    for name in reference_names(entries):
+        reference_channels, reference = _latents(entries, name)
         if reference_channels != channels:
-            raise ValueError(f"reference_latents has {reference_channels} channels, latents {channels}")
-    return Geometry(grid, reference, text.shape[0], channels, text.shape[1])
+            raise ValueError(f"{name} has {reference_channels} channels, latents {channels}")
+        references.append(reference)
+    return Geometry(grid, tuple(references), text.shape[0], channels, text.shape[1])
+
+
+def reference_names(names: Container[str]) -> list[str]:
+    """Those of ``reference_latents``, ``reference_latents_2``, ``reference_latents_3``, ... that are there."""
+    found: list[str] = []
+    while (name := reference_name(len(found))) in names:
+        found.append(name)
+    return found
+
+
+def reference_name(index: int) -> str:
+    """Name of the tensor of a sample's reference number ``index``, from 0."""
+    return "reference_latents" if index == 0 else f"reference_latents_{index + 1}"
 
 
 def _latents(entries: Mapping[str, Entry], name: str) -> tuple[int, Grid]:

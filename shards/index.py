@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 from shards.dataset import DatasetInfo, read_info, write_info
 from shards.errors import InputError
 from shards.manifest import Manifest, Row, write_manifest
+from shards.storage import Root, open_storage
 from shards.tar import SHARDS, scan_shard
 
 
 def index(
-    root: Path,
+    root: Root,
     info: DatasetInfo | None = None,
     *,
     threads: int | None = None,
@@ -29,16 +30,16 @@ def index(
     Raises InputError when there are no tars, ``dataset.json`` is missing and no ``info`` is given, a key
     appears twice or the widths of the samples do not agree; ShardError for a damaged tar.
     """
-    root = Path(root)
-    paths = sorted((root / SHARDS).glob("*.tar"))
-    if not paths:
-        raise InputError(f"{root / SHARDS} holds no .tar file: give the folder that contains {SHARDS}/")
+    storage = open_storage(root)
+    names = [entry.path for entry in storage.list(SHARDS) if entry.path.endswith(".tar")]
+    if not names:
+        raise InputError(f"{root}/{SHARDS} holds no .tar file: give the folder that contains {SHARDS}/")
     described = read_info(root) if info is None else info
     rows: list[Row] = []
     with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="index") as pool:
-        for path, found in zip(paths, pool.map(scan_shard, paths), strict=True):
+        for name, found in zip(names, pool.map(partial(scan_shard, storage), names), strict=True):
             rows += found
-            on_shard(str(path), len(paths))
+            on_shard(name, len(names))
     manifest = Manifest.from_rows(rows)
     _check_widths(root, described, rows)
     if info is not None:
@@ -47,7 +48,7 @@ def index(
     return manifest
 
 
-def _check_widths(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
+def _check_widths(root: Root, info: DatasetInfo, rows: list[Row]) -> None:
     for name in ("channels", "text_width"):
         if rows and getattr(rows[0], name) != getattr(info, name):
             raise InputError(

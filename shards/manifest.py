@@ -6,20 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import replacing
 from shards.errors import InputError
 from shards.geometry import UNIT_PATCH, Grid, Patch
 from shards.hashing import sample_id
+from shards.storage import Root, open_storage
 
 MANIFEST_NAME = "manifest.parquet"
-_NO_REFERENCE = Grid(0, 0, 0)
+_SIDES = ("frames", "height", "width")
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -28,8 +28,8 @@ _SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("nbytes", pa.int64()),
         ("checksum", pa.uint64()),
-        *[(name, pa.int32()) for name in ("frames", "height", "width")],
-        *[(f"reference_{name}", pa.int32()) for name in ("frames", "height", "width")],
+        *[(name, pa.int32()) for name in _SIDES],
+        *[(f"reference_{name}", pa.list_(pa.int32())) for name in _SIDES],
         ("text_tokens", pa.int32()),
         ("fps", pa.float64()),
     ],
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     fps: float
     channels: int
     text_width: int
-    reference: Grid = _NO_REFERENCE
+    references: tuple[Grid, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Manifest:
     nbytes: np.ndarray  # int64 [N], length of the payload
     checksum: np.ndarray  # uint64 [N], xxh3_64 of the payload
     grid: np.ndarray  # int32 [N, 3], latent F, H, W
-    reference: np.ndarray  # int32 [N, 3], latent F, H, W of the reference; zeros where there is none
+    references: np.ndarray  # int32 [N, R, 3], latent F, H, W; zeros where a sample has fewer than R, the most
     text_tokens: np.ndarray  # int32 [N]
     fps: np.ndarray  # float64 [N], frames per second
 
@@ -88,7 +88,7 @@ class Manifest:
             nbytes=np.array([row.nbytes for row in rows], np.int64),
             checksum=np.array([row.checksum for row in rows], np.uint64),
             grid=np.array([row.grid for row in rows], np.int32).reshape(-1, 3),
-            reference=np.array([row.reference for row in rows], np.int32).reshape(-1, 3),
+            references=_padded([row.references for row in rows]),
             text_tokens=np.array([row.text_tokens for row in rows], np.int32),
             fps=np.array([row.fps for row in rows], np.float64),
         )
@@ -104,14 +104,19 @@ class Manifest:
 
     def tokens(self, patch: Patch = UNIT_PATCH) -> np.ndarray:
         """L of each sample, int64 [N]: target plus reference tokens."""
-        return self.target_tokens(patch) + _tokens(self.reference, patch, self.keys)
+        references = (_tokens(grids, patch, self.keys) for grids in np.moveaxis(self.references, 1, 0))
+        return sum(references, self.target_tokens(patch))
+
+    def references_of(self, row: int) -> list[Grid]:
+        """Latent grids of a sample's references."""
+        return [Grid(*grid) for grid in self.references[row].tolist() if any(grid)]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest over ids, checksums and geometry, whatever the order and shards of the samples."""
         order = np.lexsort((self.checksum, self.ids))
         digest = hashlib.sha256()
-        for column in (self.ids, self.checksum, self.grid, self.reference, self.text_tokens, self.fps):
+        for column in (self.ids, self.checksum, self.grid, self.references, self.text_tokens, self.fps):
             digest.update(column[order].astype(column.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()[:32]
 
@@ -120,6 +125,15 @@ def _objects(values: Sequence[str]) -> np.ndarray:
     array = np.empty(len(values), object)
     array[:] = values
     return array
+
+
+def _padded(references: Sequence[tuple[Grid, ...]]) -> np.ndarray:
+    most = max((len(grids) for grids in references), default=0)
+    table = np.zeros((len(references), most, 3), np.int32)
+    for row, grids in enumerate(references):
+        if grids:
+            table[row, : len(grids)] = grids
+    return table
 
 
 def _tokens(grid: np.ndarray, patch: Patch, keys: np.ndarray) -> np.ndarray:
@@ -159,7 +173,7 @@ def _check_unique(manifest: Manifest) -> None:
     )
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
+def write_manifest(root: Root, manifest: Manifest) -> None:
     """Write ``root/manifest.parquet`` atomically; equal manifests give equal bytes."""
     names = _objects(manifest.shards)
     columns: list[Any] = [
@@ -170,28 +184,52 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         manifest.nbytes,
         manifest.checksum,
         *np.ascontiguousarray(manifest.grid.T),
-        *np.ascontiguousarray(manifest.reference.T),
+        *_lists(manifest.references),
         manifest.text_tokens,
         manifest.fps,
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=_SCHEMA)
-    with replacing(root / MANIFEST_NAME) as file:
+    with open_storage(root).writer(MANIFEST_NAME) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=1 << 20)
 
 
-def read_manifest(root: Path) -> Manifest:
+def _lists(references: np.ndarray) -> list[pa.Array]:
+    """One list column per side of the references; a sample's lists are as long as it has references."""
+    there = references.any(axis=2)
+    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32)
+    sides = references[there].T
+    return [
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(side))) for side in sides
+    ]
+
+
+def _table_of_lists(sides: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """The inverse of `_lists`, int32 [N, R, 3]."""
+    arrays = [side.combine_chunks() for side in sides]
+    counts = [array.value_lengths().to_numpy(zero_copy_only=False) for array in arrays]
+    if any((other != counts[0]).any() for other in counts[1:]):
+        raise ValueError("the columns reference_frames, _height and _width have lists of different lengths")
+    most = int(counts[0].max(initial=0))
+    table = np.zeros((len(counts[0]), most, 3), np.int32)
+    there = np.arange(most) < counts[0][:, None]
+    table[there] = np.stack([array.flatten().to_numpy() for array in arrays], axis=1)
+    return table
+
+
+def read_manifest(root: Root) -> Manifest:
     """Read ``root/manifest.parquet``.
 
     Raises InputError when it is missing, damaged, or lacks a column.
     """
-    path = root / MANIFEST_NAME
-    if not path.is_file():
-        raise InputError(f"{path} is missing: rebuild it with `ltx-shards index {root}`")
+    path = f"{root}/{MANIFEST_NAME}"
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(open_storage(root).read(MANIFEST_NAME)))
         columns = {field.name: table[field.name].cast(field.type) for field in _SCHEMA}
-    except (pa.ArrowException, KeyError, OSError) as error:
+        references = _table_of_lists([columns[f"reference_{side}"] for side in _SIDES])
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: rebuild it with `ltx-shards index {root}`") from None
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable manifest ({error}): rebuild it with `ltx-shards index {root}`"
         ) from error
@@ -203,8 +241,8 @@ def read_manifest(root: Path) -> Manifest:
         name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
     ]:
         raise InputError(f"{path} names a shard outside the dataset's folder: {outside[0]}")
-    values = {name: column.to_numpy() for name, column in columns.items() if name != "shard"}
-    sides = ("frames", "height", "width")
+    plain = [name for name in columns if name not in ("key", "shard") and not name.startswith("reference")]
+    values = {name: columns[name].to_numpy() for name in plain}
     return Manifest(
         keys=_objects(columns["key"].to_pylist()),
         ids=values["id"],
@@ -213,8 +251,8 @@ def read_manifest(root: Path) -> Manifest:
         offset=values["offset"],
         nbytes=values["nbytes"],
         checksum=values["checksum"],
-        grid=np.stack([values[side] for side in sides], axis=1),
-        reference=np.stack([values[f"reference_{side}"] for side in sides], axis=1),
+        grid=np.stack([values[side] for side in _SIDES], axis=1),
+        references=references,
         text_tokens=values["text_tokens"],
         fps=values["fps"],
     )

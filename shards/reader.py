@@ -18,8 +18,8 @@ import xxhash
 
 from shards.buffers import BufferPool
 from shards.dataset import Dataset
-from shards.errors import ShardError
-from shards.header import read_header, sample_geometry
+from shards.errors import DamagedSample, ShardError
+from shards.header import read_header, reference_names, sample_geometry
 from shards.sample import Sample, views
 
 _ALIGN = 64  # bytes; a cache line, and enough for any dtype
@@ -48,8 +48,20 @@ class Reader:
         """Samples of these manifest rows, in this order; a row may come more than once.
 
         All tensors of one call share one buffer, which lives as long as any of them. Raises IndexError for a
-        row outside the manifest; ShardError naming shard and key when a file is missing or cut short, a
-        checksum differs, or the tensors are not those of the manifest.
+        row outside the manifest; ShardError naming shard and key when a file is missing; DamagedSample, one of
+        these, for the first row that is cut short, has another checksum or not the tensors of the manifest.
+        """
+        samples = []
+        for found in self.read_each(rows):
+            if isinstance(found, DamagedSample):
+                raise found
+            samples.append(found)
+        return samples
+
+    def read_each(self, rows: Sequence[int] | np.ndarray) -> list[Sample | DamagedSample]:
+        """As `read`, but a damaged sample comes as the error that `read` would raise, in its place.
+
+        Bytes found damaged are read once more before they count. Raises what `read` raises, except for damage.
         """
         numbers = np.asarray(rows, np.int64).reshape(-1)
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self._manifest)):
@@ -92,8 +104,7 @@ class Reader:
                 row, start, size = places[position]
                 part = view[start : start + size]
                 try:
-                    self._fetch(row, part)
-                    samples[position] = self._sample(row, part, buffer, start)
+                    samples[position] = self._load(row, part, buffer, start)
                 except BaseException:
                     for _ in work:  # nothing more is started after a failure
                         pass
@@ -108,6 +119,16 @@ class Reader:
         for future in futures:
             future.result()
 
+    def _load(self, row: int, view: memoryview, buffer: torch.Tensor, start: int) -> Sample | DamagedSample:
+        """One row, read into ``view``, the part of ``buffer`` that begins at ``start``; a second time if damaged."""
+        for _ in range(2):
+            try:
+                self._fetch(row, view)
+                return self._sample(row, view, buffer, start)
+            except DamagedSample as error:
+                damaged = error
+        return damaged
+
     def _fetch(self, row: int, view: memoryview) -> None:
         """Bytes of one row into ``view``, compared with the manifest's checksum."""
         shard = self._manifest.shards[self._manifest.shard[row]]
@@ -118,11 +139,11 @@ class Reader:
         except OSError as error:
             raise ShardError(shard, key, "reading the file", "success", error.strerror) from error
         if found != len(view):
-            raise ShardError(shard, key, "bytes before the end of the file", len(view), found)
+            raise DamagedSample(shard, key, "bytes before the end of the file", len(view), found)
         if self._verify:
             digest, expected = xxhash.xxh3_64_intdigest(view), int(self._manifest.checksum[row])
             if digest != expected:
-                raise ShardError(shard, key, "xxh3_64 checksum", f"{expected:016x}", f"{digest:016x}")
+                raise DamagedSample(shard, key, "xxh3_64 checksum", f"{expected:016x}", f"{digest:016x}")
 
     def _sample(self, row: int, payload: memoryview, buffer: torch.Tensor, start: int) -> Sample:
         """Tensors over the bytes of one row, in ``buffer`` from ``start``; sizes as in the manifest."""
@@ -132,22 +153,22 @@ class Reader:
             entries = read_header(payload)
             geometry = sample_geometry(entries)
         except ValueError as error:
-            raise ShardError(shard, key, "payload", "the tensors of a sample", error) from error
+            raise DamagedSample(shard, key, "payload", "the tensors of a sample", error) from error
         expected = (
-            *manifest.grid[row].tolist(),
-            *manifest.reference[row].tolist(),
+            tuple(manifest.grid[row].tolist()),
+            *map(tuple, manifest.references_of(row)),
             int(manifest.text_tokens[row]),
         )
-        found = (*geometry.grid, *geometry.reference, geometry.text_tokens)
+        found = (tuple(geometry.grid), *map(tuple, geometry.references), geometry.text_tokens)
         if found != expected:
-            raise ShardError(shard, key, "F, H, W of latents and reference, text tokens", expected, found)
+            raise DamagedSample(shard, key, "F, H, W of latents and references, text tokens", expected, found)
         tensors = views(buffer, start, entries)
         return Sample(
             key=key,
             id=int(manifest.ids[row]),
             latents=tensors["latents"],
             prompt_embeds=tensors["prompt_embeds"],
-            reference_latents=tensors.get("reference_latents"),
+            references=tuple(tensors[name] for name in reference_names(tensors)),
             fps=float(manifest.fps[row]),
         )
 

@@ -21,12 +21,14 @@ class Sample:
     id: int  # xxh3_64 of the key
     latents: torch.Tensor  # [C, F, H, W]
     prompt_embeds: torch.Tensor  # [T, D], real tokens only
-    reference_latents: torch.Tensor | None  # [C, F', H', W'] of an IC-LoRA pair
+    references: tuple[torch.Tensor, ...]  # [C, F', H', W'] each, of an IC-LoRA sample
     fps: float  # frames per second of the clip the latents came from
 
 
 def payload(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Safetensors bytes of ``latents [C,F,H,W]``, ``prompt_embeds [T,D]`` and optional ``reference_latents``.
+    """Safetensors bytes of ``latents [C,F,H,W]``, ``prompt_embeds [T,D]`` and optional references.
+
+    The references are ``reference_latents``, ``reference_latents_2`` and so on, [C,F',H',W'].
 
     Equal tensors give equal bytes. Raises ValueError for a missing tensor or a wrong number of dimensions.
     """

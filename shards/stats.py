@@ -69,7 +69,7 @@ def summarize(dataset: Dataset, patch: Patch = UNIT_PATCH) -> Stats:
         shards=len(manifest.shards),
         nbytes=int(manifest.nbytes.sum()),
         images=int((frames == 1).sum()),
-        references=int(manifest.reference.any(axis=1).sum()),
+        references=int(manifest.references.any(axis=(1, 2)).sum()),
         seconds=float((frames / manifest.fps)[frames > 1].sum()),
         total_tokens=int(tokens.sum()),
         tokens=Spread.of(tokens),

@@ -7,16 +7,15 @@ import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from shards.atomic import replacing
 from shards.errors import InputError, ShardError
 from shards.geometry import Bucket
 from shards.header import read_header, sample_geometry
 from shards.manifest import Manifest, Row
+from shards.storage import Root, Storage, open_storage
 
 if TYPE_CHECKING:
     import webdataset
@@ -67,8 +66,8 @@ class ShardWriter:
     discards the shard being written and keeps the finished ones. Not thread-safe.
     """
 
-    def __init__(self, root: Path, max_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Root, max_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+        self.storage = open_storage(root)
         self.max_bytes = max_bytes
         self.rows: list[Row] = []  # samples of finished shards
         self._pending: list[Row] = []
@@ -76,7 +75,6 @@ class ShardWriter:
         self._count = 0
         self._open = ExitStack()
         self._tar: webdataset.TarWriter | None = None
-        (self.root / SHARDS).mkdir(parents=True, exist_ok=True)
 
     def add(self, key: str, meta: Mapping[str, Any], payload: bytes) -> None:
         """Append one sample: its JSON member (with ``fps``) and its safetensors bytes.
@@ -89,12 +87,12 @@ class ShardWriter:
         name = f"{SHARDS}/{self._count:06d}.tar"
         row, data = _prepare(name, key, meta, payload)
         if self._tar is None:
-            path = self.root / name
-            if path.exists():
+            if self.storage.stat(name):
                 raise InputError(
-                    f"{path} exists already: write into an empty folder, or remove the old shards"
+                    f"{self.storage.name}/{name} exists already: write into an empty folder, "
+                    "or remove the old shards"
                 )
-            file = self._open.enter_context(replacing(path))
+            file = self._open.enter_context(self.storage.writer(name))
             self._tar = self._open.enter_context(_tar_writer(file))
         self._pending.append(_append(self._tar, row, data, payload))
         self._keys.add(key)
@@ -127,30 +125,29 @@ class ShardWriter:
         self._open.__exit__(kind, error, trace)
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, Any], bytes]]) -> list[Row]:
-    """Write (key, JSON member, safetensors bytes) samples into the one tar ``path``, atomically.
+def write_shard(
+    storage: Storage, name: str, samples: Iterable[tuple[str, Mapping[str, Any], bytes]]
+) -> list[Row]:
+    """Write (key, JSON member, safetensors bytes) samples into the one tar ``name``, atomically.
 
     Equal samples give equal bytes. Raises InputError as ``ShardWriter.add`` does; no file is left then.
     """
-    name = f"{path.parent.name}/{path.name}"
     rows = []
-    with replacing(path) as file, _tar_writer(file) as tar:
+    with storage.writer(name) as file, _tar_writer(file) as tar:
         for key, meta, payload in samples:
             row, data = _prepare(name, key, meta, payload)
             rows.append(_append(tar, row, data, payload))
     return rows
 
 
-def scan_shard(path: Path, name: str | None = None) -> list[Row]:
+def scan_shard(storage: Storage, name: str) -> list[Row]:
     """Rows of every sample in a tar, in order, read from the tar alone; every payload is hashed on the way.
 
-    ``name`` is the path relative to the dataset, by default the last two parts of ``path``. Members other
-    than the two are passed over. Raises ShardError when the tar is cut short or a member is damaged or
-    missing.
+    ``name`` is its path in the dataset. Members other than the two are passed over. Raises ShardError when
+    the tar is cut short or a member is damaged or missing.
     """
-    name = name or f"{path.parent.name}/{path.name}"
     rows = []
-    with open(path, "rb") as file:
+    with storage.local(name) as path, open(path, "rb") as file:
         for key, members in _samples(file, name):
             for member in ("json", "safetensors"):
                 if member not in members:

@@ -41,7 +41,7 @@ def make_samples(grids: Sequence[tuple[int, ...]], channels: int, text_width: in
         return torch.randn(*shape, generator=generator).bfloat16()
 
     return [
-        Sample(f"{n}", n, random(channels, *grid), random(TEXTS[n % len(TEXTS)], text_width), None, 24.0)
+        Sample(f"{n}", n, random(channels, *grid), random(TEXTS[n % len(TEXTS)], text_width), (), 24.0)
         for n, grid in enumerate(grids)
     ]
 

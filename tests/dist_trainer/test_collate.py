@@ -24,7 +24,7 @@ def _samples(text_tokens: int = 5) -> list[Sample]:
             sample_id(key),
             torch.randn(CHANNELS, *grid, generator=generator).bfloat16(),
             torch.randn(text_tokens + index, TEXT, generator=generator).bfloat16(),
-            torch.randn(CHANNELS, *grid, generator=generator).bfloat16(),
+            (torch.randn(CHANNELS, *grid, generator=generator).bfloat16(),),
             24.0 + index,
         )
         for index, (key, grid) in enumerate(SIZES.items())
@@ -114,7 +114,7 @@ def test_a_pack_does_not_share_memory_with_what_was_read() -> None:
     recipe = Recipe(Scale(8, 32), Patch(), first_frame_p=1.0)
     sample = _samples()[0]
     wide = Sample(
-        sample.key, sample.id, sample.latents.float(), sample.prompt_embeds.float(), None, sample.fps
+        sample.key, sample.id, sample.latents.float(), sample.prompt_embeds.float(), (), sample.fps
     )
     pack = collate([wide], draws([wide], [0], recipe), recipe, [0], [1.0])
     before = pack.tokens.clone(), pack.text.clone()
@@ -138,7 +138,7 @@ def test_an_idle_pack_weighs_nothing() -> None:
 
 def test_empty_text_is_named() -> None:
     sample = _samples()[0]
-    silent = Sample(sample.key, sample.id, sample.latents, sample.prompt_embeds[:0], None, sample.fps)
+    silent = Sample(sample.key, sample.id, sample.latents, sample.prompt_embeds[:0], (), sample.fps)
     recipe = Recipe(Scale(8, 32), Patch())
     with pytest.raises(InputError, match=r"'a'.*text"):
         collate([silent], draws([silent], [0], recipe), recipe, [0], [1.0])

@@ -37,7 +37,7 @@ def _sample(grid: Grid, reference: Grid | None = None, channels: int = 3, fps: f
         return torch.randn(channels, *size, generator=generator).bfloat16()
 
     text = torch.randn(4, 8, generator=generator).bfloat16()
-    return Sample("clip", 5, latents(grid), text, latents(reference) if reference else None, fps)
+    return Sample("clip", 5, latents(grid), text, (latents(reference),) if reference else (), fps)
 
 
 def _draw(grid: Grid, sigma: float = 0.25, first_frame: bool = False, channels: int = 3) -> Draw:
@@ -106,14 +106,14 @@ def test_a_reference_that_does_not_divide_the_target_is_named(reference: Grid, a
 
 def test_a_single_frame_reference_lies_on_the_first_frame() -> None:
     recipe = Recipe(Scale(8, 32), Patch(), causal=True)
-    coords = layout(Grid(3, 2, 2), Grid(1, 2, 2), 24.0, recipe, "clip")
+    coords = layout(Grid(3, 2, 2), [Grid(1, 2, 2)], 24.0, recipe, "clip")
     assert torch.equal(coords[:, :4], coords[:, 4:8])
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
 def test_a_useless_frame_rate_is_named(fps: float) -> None:
     with pytest.raises(InputError, match=r"'clip'.*fps"):
-        layout(Grid(1, 1, 1), None, fps, Recipe(Scale(8, 32), Patch()), "clip")
+        layout(Grid(1, 1, 1), [], fps, Recipe(Scale(8, 32), Patch()), "clip")
 
 
 def test_without_conditions_every_token_is_noised() -> None:
@@ -149,8 +149,7 @@ def test_the_reference_comes_first_clean_on_the_targets_positions() -> None:
     grid = Grid(2, 2, 2)
     sample = _sample(grid, reference=grid)
     built = build(sample, _draw(grid), Recipe(Scale(8, 32), Patch(), mode="reference_video"))
-    assert sample.reference_latents is not None
-    assert torch.equal(built.tokens[:8], patchify(sample.reference_latents.float(), Patch()))
+    assert torch.equal(built.tokens[:8], patchify(sample.references[0].float(), Patch()))
     assert torch.equal(built.coords[:, :8], built.coords[:, 8:])
     assert (built.clean, len(built.tokens), len(built.target)) == (8, 16, 8)
 

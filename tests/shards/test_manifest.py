@@ -31,7 +31,7 @@ def rows_of(keys: list[str], draw: st.DataObject) -> list[Row]:
             fps=draw.draw(st.floats(1, 120)),
             channels=4,
             text_width=16,
-            reference=draw.draw(st.just(Grid(0, 0, 0)) | grids),
+            references=tuple(draw.draw(st.lists(grids, max_size=3))),
         )
         for key in keys
     ]
@@ -43,7 +43,7 @@ def row(name: str, **changes: object) -> Row:
 
 
 any_keys = st.lists(st.text("abcé/_", min_size=1, max_size=8), min_size=1, max_size=12, unique=True)
-columns = ("keys", "ids", "shard", "offset", "nbytes", "checksum", "grid", "reference", "text_tokens", "fps")
+columns = ("keys", "ids", "shard", "offset", "nbytes", "checksum", "grid", "references", "text_tokens", "fps")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
@@ -77,7 +77,8 @@ def test_fingerprint_ignores_order_and_place(keys: list[str], data: st.DataObjec
         {"key": "other"},
         {"checksum": 8},
         {"grid": Grid(2, 6, 4)},
-        {"reference": Grid(2, 4, 6)},
+        {"references": (Grid(2, 4, 6),)},
+        {"references": (Grid(2, 4, 6), Grid(1, 4, 6))},
         {"text_tokens": 4},
         {"fps": 25.0},
     ],
@@ -92,7 +93,7 @@ def test_fingerprint_depends_on_what_is_trained(change: dict[str, object]) -> No
 
 
 def test_tokens_count_target_and_reference() -> None:
-    manifest = Manifest.from_rows([row("a"), row("b", reference=Grid(2, 2, 2))])
+    manifest = Manifest.from_rows([row("a"), row("b", references=(Grid(2, 2, 2),))])
     assert manifest.target_tokens().tolist() == [48, 48]
     assert manifest.tokens().tolist() == [48, 56]
     assert manifest.tokens(Patch(2, 2)).tolist() == [6, 7]

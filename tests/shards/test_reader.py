@@ -15,6 +15,7 @@ from safetensors.torch import load
 from shards.buffers import BufferPool
 from shards.dataset import Dataset
 from shards.errors import ShardError
+from shards.header import reference_names
 from shards.reader import Reader, _Files
 from shards.sample import Sample
 from tests.support.datasets import write_dataset
@@ -42,9 +43,9 @@ def assert_is_row(dataset: Dataset, sample: Sample, row: int) -> None:
     assert sample.latents.dtype == torch.bfloat16
     assert torch.equal(sample.latents, tensors["latents"])
     assert torch.equal(sample.prompt_embeds, tensors["prompt_embeds"])
-    assert (sample.reference_latents is None) == ("reference_latents" not in tensors)
-    if sample.reference_latents is not None:
-        assert torch.equal(sample.reference_latents, tensors["reference_latents"])
+    expected = [tensors[name] for name in reference_names(tensors)]
+    assert len(sample.references) == len(expected)
+    assert all(map(torch.equal, sample.references, expected))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -179,13 +180,13 @@ def test_a_damaged_header_is_named_even_without_checksums(tmp_path: Path, positi
     assert error.value.key == dataset.manifest.keys[2]
 
 
-@pytest.mark.parametrize("column", ["grid", "reference", "text_tokens"])
+@pytest.mark.parametrize("column", ["grid", "references", "text_tokens"])
 def test_a_manifest_of_other_data_is_noticed(tmp_path: Path, column: str) -> None:
-    dataset = write_dataset(tmp_path, 4)
+    dataset = write_dataset(tmp_path, 4, references=[(1, 2, 2)])
     stale = replace(dataset.manifest, **{column: getattr(dataset.manifest, column) + 1})
     with (
         Reader(replace(dataset, manifest=stale)) as reader,
-        pytest.raises(ShardError, match="F, H, W of latents and reference") as error,
+        pytest.raises(ShardError, match="F, H, W of latents and references") as error,
     ):
         reader.read([1])
     assert error.value.key == dataset.manifest.keys[1]

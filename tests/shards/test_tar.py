@@ -17,6 +17,7 @@ from safetensors.torch import load
 from shards.errors import InputError, ShardError
 from shards.geometry import Bucket
 from shards.sample import payload
+from shards.storage import Folder
 from shards.tar import ShardWriter, check_key, sample_json, scan_shard, write_shard
 from tests.support.datasets import write_dataset
 
@@ -77,7 +78,7 @@ def test_the_json_member_says_where_a_sample_came_from() -> None:
 @pytest.mark.parametrize("key", ["a.v1", ".a", "a.", "dir.x/a", "", "/a", "a/", "a//b", "a\nb", "a\\b"])
 def test_keys_other_readers_would_cut_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(InputError) as error:
-        write_shard(tmp_path / "0.tar", [(key, META, data())])
+        write_shard(Folder(tmp_path), "0.tar", [(key, META, data())])
     assert repr(key) in str(error.value)
     assert names(tmp_path) == []
 
@@ -88,8 +89,8 @@ def test_other_keys_survive_in_both_readers(tmp_path: Path, key: str) -> None:
 
     check_key(key)
     path = tmp_path / "0.tar"
-    written = write_shard(path, [(key, META, data(1)), ("next", META, data(2))])
-    assert scan_shard(path) == written
+    written = write_shard(Folder(path.parent), path.name, [(key, META, data(1)), ("next", META, data(2))])
+    assert scan_shard(Folder(path.parent), path.name) == written
     assert [row.key for row in written] == [key, "next"]
     assert [s["__key__"] for s in webdataset.WebDataset(str(path), shardshuffle=False)] == [key, "next"]
 
@@ -109,7 +110,9 @@ def test_what_the_writer_notes_is_what_a_scan_finds(
         for number, key in enumerate(keys):
             writer.add(key, META | {"fps": 1.0 + number}, data(number, text=number))
     paths = sorted((root / "shards").glob("*.tar"))
-    assert [row for path in paths for row in scan_shard(path)] == writer.rows
+    assert [
+        row for path in paths for row in scan_shard(Folder(path.parents[1]), f"shards/{path.name}")
+    ] == writer.rows
     for row in writer.rows:
         with open(root / row.shard, "rb") as file:
             file.seek(row.offset)
@@ -118,8 +121,8 @@ def test_what_the_writer_notes_is_what_a_scan_finds(
 
 def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
     samples = [("a", META, data(1)), ("b" * 200, META, data(2))]
-    write_shard(tmp_path / "0.tar", samples)
-    write_shard(tmp_path / "1.tar", samples)
+    write_shard(Folder(tmp_path), "0.tar", samples)
+    write_shard(Folder(tmp_path), "1.tar", samples)
     assert (tmp_path / "0.tar").read_bytes() == (tmp_path / "1.tar").read_bytes()
 
 
@@ -145,7 +148,7 @@ def test_a_failing_writer_leaves_finished_shards_only(tmp_path: Path) -> None:
         fail_in_the_second_shard()
     assert names(tmp_path) == ["000000.tar"]
     assert [row.key for row in writer.rows] == ["k0", "k1"]
-    assert writer.rows == scan_shard(tmp_path / "shards/000000.tar")
+    assert writer.rows == scan_shard(Folder(tmp_path), "shards/000000.tar")
 
 
 def test_a_failing_sample_source_leaves_no_file(tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_a_failing_sample_source_leaves_no_file(tmp_path: Path) -> None:
         raise RuntimeError("decoder")
 
     with pytest.raises(RuntimeError, match="decoder"):
-        write_shard(tmp_path / "0.tar", samples())
+        write_shard(Folder(tmp_path), "0.tar", samples())
     assert names(tmp_path) == []
 
 
@@ -172,7 +175,7 @@ def test_a_repeated_key_is_refused_and_the_writer_goes_on(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="'a' was added twice"):
             writer.add("a", META, data(2))
         writer.add("b", META, data())
-    assert [row.key for row in scan_shard(tmp_path / "shards/000000.tar")] == ["a", "b"]
+    assert [row.key for row in scan_shard(Folder(tmp_path), "shards/000000.tar")] == ["a", "b"]
 
 
 def test_existing_shards_are_not_overwritten(tmp_path: Path) -> None:
@@ -199,12 +202,14 @@ def test_samples_that_cannot_be_read_back_are_not_written(
     tmp_path: Path, meta: dict, body: bytes, message: str
 ) -> None:
     with pytest.raises(InputError, match=f"'k' cannot be written.*{message}"):
-        write_shard(tmp_path / "0.tar", [("k", meta, body)])
+        write_shard(Folder(tmp_path), "0.tar", [("k", meta, body)])
     assert names(tmp_path) == []
 
 
 def three(path: Path) -> bytes:
-    write_shard(path, [(key, META, data(number)) for number, key in enumerate("abc")])
+    write_shard(
+        Folder(path.parent), path.name, [(key, META, data(number)) for number, key in enumerate("abc")]
+    )
     return path.read_bytes()
 
 
@@ -216,18 +221,18 @@ def test_a_tar_cut_short_is_refused_with_its_name(tmp_path: Path, keep: float) -
     used = whole.rstrip(b"\0")
     path.write_bytes(whole[: int(len(used) * keep)])
     with pytest.raises(ShardError) as error:
-        scan_shard(path)
+        scan_shard(Folder(tmp_path), "shards/0.tar")
     assert str(error.value).startswith("shards/0.tar:")
 
 
 def test_a_tar_cut_between_two_samples_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     whole = three(path)
-    last = scan_shard(path)[1]
+    last = scan_shard(Folder(path.parent), path.name)[1]
     end = last.offset + -(-last.nbytes // 512) * 512
     path.write_bytes(whole[:end])
     with pytest.raises(ShardError, match="end of the tar") as error:
-        scan_shard(path)
+        scan_shard(Folder(path.parent), path.name)
     assert error.value.key == "b"
 
 
@@ -239,7 +244,7 @@ def test_a_damaged_member_header_is_not_taken_for_the_end(tmp_path: Path, header
         whole[tar.getmembers()[header].offset + 150] ^= 1  # the header's own checksum
     path.write_bytes(whole)
     with pytest.raises(ShardError, match="tar"):
-        scan_shard(path)
+        scan_shard(Folder(path.parent), path.name)
 
 
 def foreign(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -266,7 +271,7 @@ def test_tars_of_other_tools_are_read(tmp_path: Path) -> None:
             ("some/b.safetensors", data(2, text=7)),
         ],
     )
-    rows = scan_shard(path)
+    rows = scan_shard(Folder(path.parent), path.name)
     assert [(row.key, row.text_tokens, row.fps) for row in rows] == [("some/a", 3, 12.0), ("some/b", 7, 12.0)]
     assert os.stat(path).st_size > rows[1].offset
     assert rows[1].offset % 512 == 0
@@ -286,5 +291,5 @@ def test_incomplete_samples_are_named(
     tmp_path: Path, members: list[tuple[str, bytes]], key: str, message: str
 ) -> None:
     with pytest.raises(ShardError, match=message) as error:
-        scan_shard(foreign(tmp_path / "f.tar", members), "shards/f.tar")
-    assert (error.value.shard, error.value.key) == ("shards/f.tar", key)
+        scan_shard(Folder(tmp_path), foreign(tmp_path / "f.tar", members).name)
+    assert (error.value.shard, error.value.key) == ("f.tar", key)

@@ -1,75 +1,17 @@
-"""The command ``ltx-shards``: make, rebuild and look at datasets. Heavy imports are inside the commands."""
+"""Commands on datasets that are there: index, stats, plan."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shards.errors import InputError, ShardError
-
-app = typer.Typer(
-    name="ltx-shards",
-    help="Datasets for LTX training: encode clips into shards, rebuild manifests, look at data and plans.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from shards.errors import InputError
 
 DatasetDir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")]
 
 
-@app.command()
-def encode(
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="CSV, JSON or JSONL of clips and captions.")
-    ],
-    model: Annotated[
-        str, typer.Option(help="Pipeline folder, hub id or version name; its VAE and text encoder.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write the dataset into.")],
-    buckets: Annotated[str, typer.Option(help="Sizes to bring clips to, as 768x448x89,512x512x1.")],
-    caption_column: Annotated[str, typer.Option(help="Column of the captions.")] = "caption",
-    media_column: Annotated[str, typer.Option(help="Column of the clips' paths.")] = "media_path",
-    reference_column: Annotated[
-        str, typer.Option(help="Column of reference clips; '' to leave them out.")
-    ] = ("reference_path"),
-    id_token: Annotated[str | None, typer.Option(help="Word put before every caption.")] = None,
-    reshape_mode: Annotated[
-        str, typer.Option(help="Where clips are cut to shape: center or random.")
-    ] = "center",
-    shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed, in bytes.")] = 256 << 20,
-    seed: Annotated[int, typer.Option(help="Seed of the latents' noise and of random crops.")] = 42,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    vae_tiling: Annotated[bool, typer.Option(help="Encode in tiles: less memory, slower.")] = False,
-) -> None:
-    """Encode raw clips and captions into a dataset of latents and text embeddings."""
-    from shards.geometry import Bucket
-    from shards.prepare.encode import EncodeOptions
-    from shards.prepare.encode import encode as encode_dataset
-
-    options = EncodeOptions(
-        caption_column=caption_column,
-        media_column=media_column,
-        reference_column=reference_column or None,
-        id_token=id_token,
-        reshape_mode=reshape_mode,
-        shard_bytes=shard_bytes,
-        seed=seed,
-        device=device,
-        vae_tiling=vae_tiling,
-    )
-    report = encode_dataset(dataset, model, out, Bucket.parse_list(buckets), options=options)
-    typer.echo(
-        f"{report.out}: {report.samples} samples in {report.seconds:.0f} s, {len(report.failures)} left out"
-    )
-    for bucket, count in report.buckets.items():
-        typer.echo(f"  {bucket}: {count}")
-
-
-@app.command()
 def index(
     root: DatasetDir,
     like: Annotated[
@@ -102,7 +44,6 @@ def index(
     )
 
 
-@app.command()
 def stats(root: DatasetDir) -> None:
     """Show what a dataset holds: totals, clip sizes, lengths."""
     from rich.console import Console
@@ -113,7 +54,6 @@ def stats(root: DatasetDir) -> None:
     Console().print(render(summarize(open_dataset(root))))
 
 
-@app.command()
 def plan(
     root: DatasetDir,
     ranks: Annotated[str, typer.Option(help="Numbers of GPUs to plan for, as 8,64,512.")],
@@ -158,12 +98,3 @@ def _ranks(text: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--ranks {text!r}: numbers of GPUs with commas between them, as 8,64,512")
     return [int(part) for part in parts]
-
-
-def main() -> None:
-    """Entry point of ``ltx-shards``: a user's mistake is one line and exit code 2, no traceback."""
-    try:
-        app()
-    except (InputError, ShardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
