@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEBIAN := nginx-light
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint system bench clean
 
 install: $(STAMP)
 
@@ -29,13 +30,19 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint system
 	$(BIN)/python -m pytest
 
 bench: install
 	$(BIN)/python -m tests.bench.bench_plan
 	$(BIN)/python -m tests.bench.bench_reader
 	$(BIN)/python -m tests.bench.bench_step
+
+# Debian packages of some tests: installed where this is root with apt; without them those tests are skipped, and say so.
+system:
+	@command -v nginx >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
+	  || echo "note: some tests will be skipped; as root: apt-get install $(DEBIAN)"
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shards.dataset import Dataset
 from tests.support.datasets import GRIDS, write_dataset
@@ -16,6 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The suite is for the CPU, also where there is a GPU; CUDA_VISIBLE_DEVICES=0 brings the tests of kernels back.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# A suite that passed passes again; HYPOTHESIS_PROFILE=explore looks for new examples instead.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

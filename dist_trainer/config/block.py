@@ -11,6 +11,8 @@ from dist_trainer.config.problem import RuleError, problems_of
 
 
 def _expand(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path cannot hold the character \\0")
     # Only the home folder: a hub id or an object store's URL must stay as it is written.
     return os.path.expanduser(path)
 

@@ -72,7 +72,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
             **draw(schedules),
         },
         "acceleration": {"mixed_precision_mode": draw(st.sampled_from(["no", "bf16", None, False]))},
-        "data": {"preprocessed_data_root": draw(words.filter(bool))},
+        "data": {"preprocessed_data_root": draw(words.filter(lambda word: word and "\0" not in word))},
         "batching": {
             draw(st.sampled_from(["samples_per_step", "tokens_per_step"])): draw(st.none() | positive)
         },
