@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
 
 
@@ -20,6 +22,7 @@ class Board:
         self._interval, self._total = interval, total_steps
         self._metrics = LineLog(run.metrics, after_step)
         self._trained = LineLog(run.trained, after_step)
+        self._replaced = LineLog(run.replaced, after_step)
         self._console = Console(soft_wrap=True)
         # purge_step hides the events of steps that a killed run had gone past its last checkpoint.
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=after_step + 1) if tensorboard else None
@@ -34,23 +37,40 @@ class Board:
         figures = metrics.figures
         self._trained.write({"step": metrics.step, "epochs": metrics.epochs, "ids": metrics.ids})
         self._metrics.write({"step": metrics.step, **figures})
-        for log in (self._trained, self._metrics):
+        for replaced in metrics.replaced:
+            self._replaced.write(asdict(replaced))
+            self._print(_instead(replaced))
+        for log in (self._trained, self._replaced, self._metrics):
             # A checkpoint must not outlive the record of what led to it.
             log.sync()
-        if metrics.step % self._interval and metrics.step != self._total:
-            return
+        shown = metrics.step % self._interval == 0 or metrics.step == self._total
         if self._writer:
             for name, value in figures.items():
-                self._writer.add_scalar(name, value, metrics.step)
+                # A replaced sample is too rare to be left to the interval.
+                if shown or (metrics.replaced and name.startswith("data/")):
+                    self._writer.add_scalar(name, value, metrics.step)
             self._writer.flush()
-        self._console.print(_line(metrics.step, self._total, figures), highlight=False, markup=False)
+        if shown:
+            self._print(_line(metrics.step, self._total, figures))
 
     def close(self) -> None:
         """Flush and close all sinks."""
         self._metrics.close()
         self._trained.close()
+        self._replaced.close()
         if self._writer:
             self._writer.close()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
+
+
+def _instead(replaced: Replaced) -> str:
+    wrong = f" ({replaced.wrong})" if replaced.wrong else ""
+    return (
+        f"step {replaced.step}: sample {replaced.key!r} of {replaced.shard} is damaged{wrong}; "
+        f"trained {replaced.replacement_key!r} in its place"
+    )
 
 
 def _line(step: int, total: int, figures: dict[str, Any]) -> str:

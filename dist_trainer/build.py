@@ -20,10 +20,12 @@ from dist_trainer.optim import make_optimizer
 from dist_trainer.rundir import RunState
 from dist_trainer.version import __version__
 from dist_trainer.world import World
+from shards.cache import Cache
 from shards.dataset import Dataset, open_dataset
 from shards.errors import InputError
 from shards.pack import check_cap
 from shards.plan import Batching, Plan
+from shards.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
 def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
     """The plan and the feed. Raises InputError when dataset, model and batching do not fit each other."""
     transformer = read_config(config.model.model_source)
-    shape = FAMILIES[transformer["_class_name"]].shape(transformer)
+    name = transformer["_class_name"]
+    shape = FAMILIES[name].shape(transformer)
+    _check_family(config, dataset, name)
     _check_fit(config, dataset, shape.channels, shape.text_width)
     tokens = dataset.manifest.tokens(shape.patch)
     if config.conditioning.mode == "none":
@@ -124,9 +128,29 @@ def open_data(config: RunConfig) -> Dataset:
             "data.preprocessed_data_root: required; name a dataset that `ltx-shards encode` wrote"
         )
     try:
-        return open_dataset(Path(config.data.preprocessed_data_root))
+        return open_dataset(config.data.preprocessed_data_root)
     except InputError as error:
         raise InputError(f"data.preprocessed_data_root: {error}") from error
+
+
+def open_reader(config: RunConfig, dataset: Dataset) -> Reader:
+    """What reads the samples of this process. Raises InputError for a cache folder that cannot be used."""
+    data = config.data
+    try:
+        cache = Cache(Path(data.cache_dir), int(data.cache_gib * (1 << 30))) if data.cache_dir else None
+    except InputError as error:
+        raise InputError(f"data.cache_dir: {error}") from error
+    return Reader(dataset, threads=max(1, data.num_dataloader_workers), cache=cache)
+
+
+def _check_family(config: RunConfig, dataset: Dataset, name: str) -> None:
+    encoded, taken = dataset.info.vae, FAMILIES[name].VAE
+    if encoded.kind and encoded.kind != taken:
+        raise InputError(
+            f"{dataset.root}: latents were encoded by an {encoded.kind} (of {encoded.source}), but the {name} of "
+            f"model.model_source {config.model.model_source} takes those of an {taken}; encode the clips again "
+            "with this model"
+        )
 
 
 def _check_fit(config: RunConfig, dataset: Dataset, channels: int, text_width: int) -> None:

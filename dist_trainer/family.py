@@ -9,7 +9,8 @@ from dist_trainer import ltx
 from shards.errors import InputError
 from shards.source import transformer_config
 
-# One entry per family: its module offers `shape`, `install` (the packed forward) and the names for export.
+# One entry per family: its module offers `shape`, `install` (the packed forward), the names for export, and `VAE`,
+# the class whose latents its transformer takes.
 FAMILIES = {"LTXVideoTransformer3DModel": ltx}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -5,8 +5,8 @@ plan.step(k) -> pack(...) -> this rank's row of the layout -> samples read by of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,12 +14,15 @@ from dist_trainer import flow
 from dist_trainer.collate import Pack, collate, draws, idle
 from dist_trainer.conditioning import Recipe, loss_elements
 from dist_trainer.loss import Weighting, loss_weights
+from dist_trainer.substitute import drawn_as, substitutes
 from dist_trainer.world import World
 from shards.dataset import Dataset
+from shards.errors import DamagedSample, ShardError
 from shards.geometry import Grid
 from shards.pack import Layout, costs, loads, pack
 from shards.plan import Plan, Step
 from shards.reader import Reader
+from shards.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,16 @@ class MicroStep:
 
 @dataclass(frozen=True)
 class Fed:
-    """A micro-step with its pack loaded."""
+    """A micro-step with its pack loaded.
+
+    `rows` int64 [S]: the manifest rows in the pack, others than the plan's where those are damaged. `damaged`: by
+    row, what was found damaged on the way.
+    """
 
     micro: MicroStep
     pack: Pack
+    rows: np.ndarray
+    damaged: Mapping[int, DamagedSample]
 
 
 def micro_steps(
@@ -85,27 +94,80 @@ def step_weights(step: Step, dataset: Dataset, feeding: Feeding) -> np.ndarray:
     recipe, manifest = feeding.recipe, dataset.manifest
     coins = flow.coins(recipe.seed, step.epochs, manifest.ids[step.rows], recipe.first_frame_p)
     elements = [
-        loss_elements(
-            Grid(*(int(n) for n in manifest.grid[row])), recipe.patch, bool(coin), dataset.info.channels
-        )
-        for row, coin in zip(step.rows, coins, strict=True)
+        _elements(dataset, recipe, int(row), bool(coin)) for row, coin in zip(step.rows, coins, strict=True)
     ]
     return loss_weights(elements, feeding.weighting)
 
 
-def loader(reader: Reader, feeding: Feeding, pin: bool) -> Callable[[MicroStep], Fed]:
-    """A function that loads a micro-step's pack; it runs in background threads."""
+def _elements(dataset: Dataset, recipe: Recipe, row: int, coin: bool) -> int:
+    grid = Grid(*(int(n) for n in dataset.manifest.grid[row]))
+    return loss_elements(grid, recipe.patch, coin, dataset.info.channels)
+
+
+def loader(
+    reader: Reader, plan: Plan, dataset: Dataset, feeding: Feeding, pin: bool
+) -> Callable[[MicroStep], Fed]:
+    """A function that loads a micro-step's pack; it runs in background threads.
+
+    A damaged sample's place is taken by the first sound one of its `substitutes`, drawn `drawn_as` both, with the
+    damaged one's first-frame coin and its share of the step's loss: among samples of one size no weight changes.
+    Raises ShardError when a shard cannot be read, or none of the substitutes is sound.
+    """
 
     def load(micro: MicroStep) -> Fed:
-        if len(micro.positions) == 0:
-            made = idle(feeding.channels, feeding.text_width)
+        if len(micro.positions):
+            made = _load(micro, reader, plan, dataset, feeding)
         else:
-            samples = reader.read([int(row) for row in micro.step.rows[micro.positions]])
-            drawn = draws(samples, [int(e) for e in micro.step.epochs[micro.positions]], feeding.recipe)
-            positions = [int(p) for p in micro.positions]
-            made = collate(
-                samples, drawn, feeding.recipe, positions, [float(w) for w in micro.weights[positions]]
-            )
-        return Fed(micro, made.pin() if pin else made)
+            made = Fed(micro, idle(feeding.channels, feeding.text_width), micro.positions, {})
+        return replace(made, pack=made.pack.pin()) if pin else made
 
     return load
+
+
+def _load(micro: MicroStep, reader: Reader, plan: Plan, dataset: Dataset, feeding: Feeding) -> Fed:
+    recipe, ids = feeding.recipe, dataset.manifest.ids
+    planned, weights = micro.step.rows[micro.positions], micro.weights[micro.positions]
+    epochs = [int(epoch) for epoch in micro.step.epochs[micro.positions]]
+    rows = planned.copy()
+    samples: list[Sample] = []
+    damaged: dict[int, DamagedSample] = {}
+    for place, found in enumerate(reader.read_each(planned)):
+        if isinstance(found, DamagedSample):
+            row = int(planned[place])
+            damaged[row] = found
+            order = substitutes(dataset.manifest, plan.tokens, plan.seed, epochs[place], row)
+            rows[place], sample = _first_sound(reader, order, found, damaged)
+            samples.append(replace(sample, id=drawn_as(int(ids[row]), sample.id)))
+        else:
+            samples.append(found)
+    drawn = draws(samples, epochs, recipe)
+    for place in np.flatnonzero(rows != planned).tolist():
+        row, other = int(planned[place]), int(rows[place])
+        coin = bool(flow.coins(recipe.seed, epochs[place], ids[row], recipe.first_frame_p))
+        drawn[place] = drawn[place]._replace(first_frame=coin)
+        weights[place] *= _elements(dataset, recipe, row, coin) / _elements(dataset, recipe, other, coin)
+    positions = [int(position) for position in micro.positions]
+    pack = collate(samples, drawn, recipe, positions, [float(weight) for weight in weights])
+    return Fed(micro, pack, rows, damaged)
+
+
+def _first_sound(
+    reader: Reader, order: np.ndarray, cause: DamagedSample, damaged: dict[int, DamagedSample]
+) -> tuple[int, Sample]:
+    """Row and sample of the first of `order` that is not damaged; those before it go to `damaged`."""
+    tried: list[str] = []
+    for row in order.tolist():
+        (found,) = reader.read_each([row])
+        if isinstance(found, Sample):
+            return row, found
+        damaged[row] = found
+        tried.append(found.key)
+    raise ShardError(
+        cause.shard,
+        cause.key,
+        f"{cause.what} differs ({cause.expected}, {cause.found}), and of the samples to train in its place",
+        "a sound one",
+        f"damage in all {len(tried)} tried: {', '.join(tried)}; run `ltx-shards doctor`"
+        if tried
+        else "none: the dataset has no other sample",
+    )

@@ -15,7 +15,9 @@ from dist_trainer.engine import Engine
 from dist_trainer.feed import Fed
 from dist_trainer.loss import sample_sums
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
+from dist_trainer.replaced import Ledger
 from dist_trainer.world import World
+from shards.errors import DamagedSample
 from shards.hashing import mix
 from shards.manifest import Manifest
 from shards.plan import Plan
@@ -35,22 +37,27 @@ def train(
     fed: Iterator[Fed],
     plan: Plan,
     manifest: Manifest,
+    ledger: Ledger,
     events: Events,
     gathering: Gathering,
     dtype: torch.dtype,
 ) -> None:
     """Run until `fed` ends. A step is checked on all ranks before its update is applied.
 
-    Raises RuntimeError alike on every rank when a step's loss is not finite or a sample was not trained exactly once.
+    Raises, alike on every rank, RuntimeError when a step's loss is not finite or a sample was not trained exactly
+    once, and InputError when the run has met more damaged samples than it may.
     """
     began = time.perf_counter()
     waited = 0.0
     sums: StepSums | None = None
+    damaged: dict[int, DamagedSample] = {}
     for item, wait_s in _timed(fed):
         step = item.micro.step
         if sums is None:
             sums = _begin(step.index, len(step.rows), gathering, engine.world)
         waited += wait_s
+        ledger.tell(engine.world.rank, item.damaged)
+        damaged.update(item.damaged)
         # For lora.dropout, the one thing drawn by rank: a resumed run draws it as the uninterrupted one would have.
         torch.manual_seed(int(mix(plan.seed, step.index, item.micro.index, engine.world.rank)))
         _micro_step(engine, item, sums, dtype)
@@ -58,6 +65,7 @@ def train(
             continue
         reduced = sums.reduce(waited)
         reduced.check(step, manifest.keys)
+        replaced = ledger.settle(step, reduced.rows, damaged)
         learning_rate = events.learning_rate(step.index)
         norm = engine.step(learning_rate)
         if not math.isfinite(norm):
@@ -69,11 +77,13 @@ def train(
         figures = _figures(item, plan, reduced, elapsed) | {
             "train/learning_rate": learning_rate,
             "train/grad_norm": norm,
+            "data/replaced": float(len(replaced)),
+            "data/replaced_total": float(ledger.total),
         }
-        ids = [int(manifest.ids[row]) for row in step.rows[reduced.trained == 1]]
-        events.on_step(StepMetrics(step.index + 1, [int(e) for e in step.epochs], ids, figures))
+        ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
+        events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced))
         events.on_save(step.index + 1)
-        began, waited, sums = time.perf_counter(), 0.0, None
+        began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
 
 
 def _begin(index: int, samples: int, gathering: Gathering, world: World) -> StepSums:
@@ -88,7 +98,7 @@ def _micro_step(engine: Engine, item: Fed, sums: StepSums, dtype: torch.dtype) -
     # DeepSpeed averages gradients over ranks; the step's loss is a sum over them.
     engine.backward(weighted.sum() * engine.world.size, item.micro.last)
     if len(item.micro.positions):
-        sums.add(pack.positions, weighted)
+        sums.add(pack.positions, weighted, item.rows)
 
 
 def _figures(item: Fed, plan: Plan, reduced: ReducedStep, elapsed_s: float) -> dict[str, float]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as torch_dist
 
+from dist_trainer.replaced import Replaced
 from shards.plan import Step
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step did: the ids it trained and its figures by TensorBoard name."""
+    """What one optimizer step did: the ids it trained, its figures by TensorBoard name, and what it replaced."""
 
     step: int
     epochs: list[int]
     ids: list[int]
     figures: dict[str, float]
+    replaced: Sequence[Replaced] = ()
 
 
 class StepSums:
@@ -31,25 +34,33 @@ class StepSums:
 
     def __init__(self, samples: int, ranks: int, rank: int, device: torch.device) -> None:
         self._samples, self._ranks, self._rank = samples, ranks, rank
-        # Two entries per sample (weighted loss, times trained), two per rank (data wait, memory).
-        self._sums = torch.zeros(2 * samples + 2 * ranks, dtype=torch.float64, device=device)
+        # Three entries per sample (weighted loss, times trained, manifest row), two per rank (data wait, memory).
+        self._sums = torch.zeros(3 * samples + 2 * ranks, dtype=torch.float64, device=device)
 
-    def add(self, positions: torch.Tensor, weighted: torch.Tensor) -> None:
-        """Add the weighted losses [S] of a pack's samples at `positions` [S] of the step."""
-        self._sums.index_add_(0, positions, weighted.detach().to(torch.float64))
-        self._sums.index_add_(0, positions + self._samples, torch.ones_like(weighted, dtype=torch.float64))
+    def add(self, positions: torch.Tensor, weighted: torch.Tensor, rows: np.ndarray) -> None:
+        """Add the weighted losses [S] of a pack's samples at `positions` int64 [S] of the step.
+
+        `rows` int64 [S]: the manifest rows that were really trained there; a float64 holds them exactly.
+        """
+        sums, trained = self._sums, torch.ones_like(weighted, dtype=torch.float64)
+        sums.index_add_(0, positions, weighted.detach().to(torch.float64))
+        sums.index_add_(0, positions + self._samples, trained)
+        found = torch.from_numpy(rows).to(torch.float64).to(sums.device, non_blocking=True)
+        sums.index_add_(0, positions + 2 * self._samples, found)
 
     def reduce(self, data_wait_s: float) -> ReducedStep:
         """Sum over all ranks; every rank gets the same result."""
-        own = 2 * self._samples + 2 * self._rank
+        own = 3 * self._samples + 2 * self._rank
         self._sums[own] = data_wait_s
         self._sums[own + 1] = _peak_bytes(self._sums.device)
         torch_dist.all_reduce(self._sums)
         sums = self._sums.cpu().numpy()
-        readings = sums[2 * self._samples :].reshape(self._ranks, 2)
+        losses, trained, rows = sums[: 3 * self._samples].reshape(3, self._samples)
+        readings = sums[3 * self._samples :].reshape(self._ranks, 2)
         return ReducedStep(
-            losses=sums[: self._samples],
-            trained=sums[self._samples : 2 * self._samples],
+            losses=losses,
+            trained=trained,
+            rows=rows.astype(np.int64),
             data_wait_s=float(readings[:, 0].max()),
             peak_bytes=float(readings[:, 1].max()),
         )
@@ -57,10 +68,13 @@ class StepSums:
 
 @dataclass(frozen=True)
 class ReducedStep:
-    """A step over all ranks: weighted loss [B] and times trained [B] per sample, largest data wait and memory peak."""
+    """A step over all ranks: weighted loss [B], times trained [B] and manifest row [B] int64 of each sample as it was
+    trained; largest data wait and memory peak.
+    """
 
     losses: np.ndarray
     trained: np.ndarray
+    rows: np.ndarray
     data_wait_s: float
     peak_bytes: float
 
@@ -77,7 +91,7 @@ class ReducedStep:
             raise RuntimeError(f"step {step.index + 1}: samples not trained exactly once: {named}")
         bad = np.flatnonzero(~np.isfinite(self.losses))
         if bad.size:
-            named = ", ".join(str(keys[step.rows[i]]) for i in bad[:5])
+            named = ", ".join(str(keys[self.rows[i]]) for i in bad[:5])
             raise RuntimeError(
                 f"step {step.index + 1}: loss is not finite for samples {named}; the weights were not updated. "
                 "Lower optimization.learning_rate, or check these samples"

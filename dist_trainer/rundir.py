@@ -68,6 +68,11 @@ class RunFolder:
         return self.root / "logs" / "trained.jsonl"
 
     @property
+    def replaced(self) -> Path:
+        """One JSON line per damaged sample of a step: which it was, and what was trained in its place."""
+        return self.root / "logs" / "replaced.jsonl"
+
+    @property
     def config(self) -> Path:
         """The resolved config."""
         return self.root / "config.yaml"
@@ -163,6 +168,11 @@ class LineLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def records(path: Path, until_step: int) -> list[dict[str, Any]]:
+    """The records of a log, of steps up to `until_step`; none where there is no such file."""
+    return [json.loads(line) for line in _lines_until(path, until_step)]
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

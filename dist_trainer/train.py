@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from dist_trainer import dist
 from dist_trainer.board import Board
-from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_data, run_state
+from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_data, open_reader, run_state
 from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.export import export
@@ -20,13 +20,14 @@ from dist_trainer.failure import BEFORE_START_S, fail
 from dist_trainer.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.provenance import check_vae
+from dist_trainer.replaced import open_ledger
 from dist_trainer.resume import resume, save_if_due
 from dist_trainer.rundir import RunFolder
 from dist_trainer.schedule import lr_at
 from dist_trainer.world import World, discover, presumed
 from shards.efficiency import advice, report
 from shards.errors import InputError
-from shards.reader import Reader
 from shards.stream import stream
 
 
@@ -40,6 +41,7 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
         folder.check_same(before, state)
     data = build_data(config, dataset, state)
     agree(data, gathering)
+    check_vae(config.model.model_source, dataset, gathering)
     announce(config, data, world)
     engine = build_engine(config, world)
     start = resume(engine, folder, gathering)
@@ -55,11 +57,13 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
             raise InputError(
                 f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
             )
+        limit = config.data.max_damaged_samples
+        ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
         board = open_board(config, folder, start, data) if world.is_main else None
         if board:
             stack.callback(board.close)
-        reader = stack.enter_context(Reader(dataset, threads=max(1, config.data.num_dataloader_workers)))
-        load_pack = loader(reader, data.feeding, pin=world.device.type == "cuda")
+        reader = stack.enter_context(open_reader(config, dataset))
+        load_pack = loader(reader, data.plan, dataset, data.feeding, pin=world.device.type == "cuda")
         items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
         fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
         events = Events(
@@ -67,7 +71,7 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
             on_step=board.step if board else _ignore,
             on_save=lambda step: save_if_due(step, config, engine, folder, gathering),
         )
-        train(engine, fed, data.plan, dataset.manifest, events, gathering, dtype_of(config))
+        train(engine, fed, data.plan, dataset.manifest, ledger, events, gathering, dtype_of(config))
     if world.is_main:
         written = export(folder.root, steps=None)
         say(

@@ -22,10 +22,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """Where a frozen model came from (hub id or folder name) and a hash of its weights or config."""
+    """Where a frozen model came from (hub id or folder name), a hash of its weights, and its class's name.
+
+    Each is empty where it is not known, as for samples that somebody else has encoded.
+    """
 
     source: str = ""
     fingerprint: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def open_dataset(root: Root) -> Dataset:
     """
     if not is_url(root):
         root = Path(root)
-        _check_folder(root)
+        check_folder(root)
     info = read_info(root)
     manifest = read_manifest(root)
     if not len(manifest):
@@ -83,15 +87,16 @@ def open_dataset(root: Root) -> Dataset:
     return Dataset(root, info, manifest)
 
 
-def _check_folder(root: Path) -> None:
+def check_folder(root: Path) -> None:
+    """Raise InputError, saying what to do, unless a folder holds a dataset or a part of one."""
     if not root.is_dir():
         raise InputError(f"dataset folder {root} does not exist")
-    for folder in (root, root / ".precomputed"):
+    described = (root / INFO_NAME).exists() or (root / MANIFEST_NAME).exists()
+    for folder in () if described else (root, root / ".precomputed"):
         if (folder / "latents").is_dir() and (folder / "conditions").is_dir():
             raise InputError(
-                f"{folder} is a folder of .pt files from LTX-Video-Trainer. Encode the clips it was made from with "
-                "`ltx-shards encode` (same dataset file, same sizes) and give the new folder; this version has no "
-                "`ltx-shards import` for the .pt files themselves yet"
+                f"{folder} is a folder of .pt files from LTX-Video-Trainer: turn it into a dataset with "
+                f"`ltx-shards import {folder} --out NEW_FOLDER` and give the new folder"
             )
     if not any((root / name).exists() for name in (INFO_NAME, MANIFEST_NAME, "shards")):
         raise InputError(

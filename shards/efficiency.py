@@ -71,6 +71,41 @@ def report(
     return [replace(row, other_useful=twin.useful) for row, twin in zip(rows, others, strict=True)]
 
 
+def outlook(
+    tokens: Int64s,
+    ids: npt.NDArray[np.uint64],
+    ranks: Sequence[int] = (8, 64, 512),
+    samples_per_rank: Sequence[int] = (1, 8),
+    quadratic: float = 6e-5,
+    max_steps: int = 20,
+) -> list[Efficiency]:
+    """What to expect of a dataset before a run is described: steps of so many samples a rank, under both mixes.
+
+    `tokens`: int64[N] per sample; `ids`: uint64[N]. The cap of a pack is training's own default, twice the
+    longest sample. The rows are of mix "random", `other_useful` of "similar".
+    """
+    cap = 2 * int(tokens.max())
+    return [
+        row
+        for count in ranks
+        for samples in samples_per_rank
+        for row in report(
+            tokens, ids, Batching(samples * count, None), [count], cap, quadratic, max_steps=max_steps
+        )
+    ]
+
+
+def render_outlook(rows: Sequence[Efficiency]) -> Table:
+    """The rows of `outlook` as a rich table."""
+    table = Table(title="Expected share of the GPUs' time that trains")
+    for heading in ("GPUs", "samples/step", "mix random %", "mix similar %"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        similar = "-" if row.other_useful is None else f"{100 * row.other_useful:.1f}"
+        table.add_row(f"{row.ranks}", f"{row.samples_per_step:.0f}", f"{100 * row.useful:.1f}", similar)
+    return table
+
+
 def advice(rows: Sequence[Efficiency]) -> str | None:
     """One sentence when `random` wastes over a tenth of the ranks' time, with what `similar` would give."""
     wasteful = [row for row in rows if row.mix == "random" and row.useful < 1 - _WASTE]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,6 +23,7 @@ from shards.storage import Root, open_storage
 
 MANIFEST_NAME = "manifest.parquet"
 _SIDES = ("frames", "height", "width")
+_VERSION_KEY, VERSION = "ltx_shards_manifest", 1
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -33,8 +37,12 @@ _SCHEMA = pa.schema(
         ("text_tokens", pa.int32()),
         ("fps", pa.float64()),
     ],
-    metadata={"ltx_shards_manifest": "1"},
+    metadata={_VERSION_KEY: str(VERSION)},
 )
+
+
+class NewerVersion(InputError):
+    """A manifest of a later version of this code."""
 
 
 class Row(NamedTuple):
@@ -70,29 +78,38 @@ class Manifest:
     fps: np.ndarray  # float64 [N], frames per second
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Row]) -> Manifest:
-        """Build the table, in the order given.
+    def from_rows(cls, rows: Sequence[Row], check: bool = True) -> Manifest:
+        """Build the table, in the order given; without ``check``, whatever the rows are.
 
         Raises InputError when a key appears twice, two keys hash to the same id, or channel counts or text
         widths differ between samples.
         """
-        _check_agreement(rows)
-        shards = tuple(dict.fromkeys(row.shard for row in rows))
+        if check:
+            _check_agreement(rows)
+        columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True)) if rows else {}
+        count = len(rows)
+
+        def numbers(values: Iterable[Any], dtype: npt.DTypeLike, width: int = 1) -> np.ndarray:
+            return np.fromiter(values, dtype, count * width)
+
+        shards = tuple(dict.fromkeys(columns.get("shard", ())))
         number = {name: index for index, name in enumerate(shards)}
+        keys = columns.get("key", ())
         manifest = cls(
-            keys=_objects([row.key for row in rows]),
-            ids=np.array([sample_id(row.key) for row in rows], np.uint64),
+            keys=_objects(keys),
+            ids=numbers(map(sample_id, keys), np.uint64),
             shards=shards,
-            shard=np.array([number[row.shard] for row in rows], np.int32),
-            offset=np.array([row.offset for row in rows], np.int64),
-            nbytes=np.array([row.nbytes for row in rows], np.int64),
-            checksum=np.array([row.checksum for row in rows], np.uint64),
-            grid=np.array([row.grid for row in rows], np.int32).reshape(-1, 3),
-            references=_padded([row.references for row in rows]),
-            text_tokens=np.array([row.text_tokens for row in rows], np.int32),
-            fps=np.array([row.fps for row in rows], np.float64),
+            shard=numbers(map(number.__getitem__, columns.get("shard", ())), np.int32),
+            offset=numbers(columns.get("offset", ()), np.int64),
+            nbytes=numbers(columns.get("nbytes", ()), np.int64),
+            checksum=numbers(columns.get("checksum", ()), np.uint64),
+            grid=numbers(chain.from_iterable(columns.get("grid", ())), np.int32, 3).reshape(-1, 3),
+            references=_padded(columns.get("references", ())),
+            text_tokens=numbers(columns.get("text_tokens", ()), np.int32),
+            fps=numbers(columns.get("fps", ()), np.float64),
         )
-        _check_unique(manifest)
+        if check:
+            check_unique(manifest)
         return manifest
 
     def __len__(self) -> int:
@@ -130,7 +147,7 @@ def _objects(values: Sequence[str]) -> np.ndarray:
 def _padded(references: Sequence[tuple[Grid, ...]]) -> np.ndarray:
     most = max((len(grids) for grids in references), default=0)
     table = np.zeros((len(references), most, 3), np.int32)
-    for row, grids in enumerate(references):
+    for row, grids in enumerate(references) if most else ():
         if grids:
             table[row, : len(grids)] = grids
     return table
@@ -149,22 +166,25 @@ def _tokens(grid: np.ndarray, patch: Patch, keys: np.ndarray) -> np.ndarray:
 
 
 def _check_agreement(rows: Sequence[Row]) -> None:
-    for row in rows:
-        for name in ("channels", "text_width"):
-            if getattr(row, name) != getattr(rows[0], name):
-                raise InputError(
-                    f"{row.shard}: sample {row.key!r} has {name} {getattr(row, name)}, but "
-                    f"{rows[0].key!r} in {rows[0].shard} has {getattr(rows[0], name)}; "
-                    "one dataset comes from one model"
-                )
+    for name in ("channels", "text_width"):
+        if len(set(map(attrgetter(name), rows))) < 2:
+            continue
+        row = next(row for row in rows if getattr(row, name) != getattr(rows[0], name))
+        raise InputError(
+            f"{row.shard}: sample {row.key!r} has {name} {getattr(row, name)}, but "
+            f"{rows[0].key!r} in {rows[0].shard} has {getattr(rows[0], name)}; "
+            "one dataset comes from one model"
+        )
 
 
-def _check_unique(manifest: Manifest) -> None:
+def check_unique(manifest: Manifest) -> None:
+    """Raise InputError when a key appears twice or two keys have one id."""
     order = np.argsort(manifest.ids, kind="stable")
     same = np.flatnonzero(manifest.ids[order][1:] == manifest.ids[order][:-1])
     if not len(same):
         return
-    first, second = int(order[same[0]]), int(order[same[0] + 1])
+    earliest = same[int(np.argmin(order[same + 1]))]
+    first, second = int(order[earliest]), int(order[earliest + 1])
     where = f"{manifest.shards[manifest.shard[first]]} and {manifest.shards[manifest.shard[second]]}"
     if manifest.keys[first] == manifest.keys[second]:
         raise InputError(f"key {manifest.keys[first]!r} appears twice, in {where}; keys must be unique")
@@ -220,15 +240,24 @@ def _table_of_lists(sides: Sequence[pa.ChunkedArray]) -> np.ndarray:
 def read_manifest(root: Root) -> Manifest:
     """Read ``root/manifest.parquet``.
 
-    Raises InputError when it is missing, damaged, or lacks a column.
+    Raises InputError when it is missing, damaged, of a newer version, or lacks a column.
     """
     path = f"{root}/{MANIFEST_NAME}"
     try:
         table = pq.read_table(pa.BufferReader(open_storage(root).read(MANIFEST_NAME)))
+        version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), VERSION))
+        if version > VERSION:
+            raise NewerVersion(
+                f"{path} has version {version}, this code reads up to {VERSION}: update ltx-dist-trainer"
+            )
         columns = {field.name: table[field.name].cast(field.type) for field in _SCHEMA}
+        if empty := [name for name, column in columns.items() if column.null_count]:
+            raise ValueError(f"column {empty[0]} has rows without a value")
         references = _table_of_lists([columns[f"reference_{side}"] for side in _SIDES])
     except FileNotFoundError:
         raise InputError(f"{path} is missing: rebuild it with `ltx-shards index {root}`") from None
+    except InputError:
+        raise
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable manifest ({error}): rebuild it with `ltx-shards index {root}`"

@@ -1,15 +1,9 @@
-"""Read samples by the manifest's offsets: straight from the tars into one buffer, without a copy after it."""
+"""Read samples by the manifest's offsets: straight from the shards into one buffer, without a copy after it."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,32 +11,48 @@ import torch
 import xxhash
 
 from shards.buffers import BufferPool
+from shards.cache import Cache
 from shards.dataset import Dataset
-from shards.errors import DamagedSample, ShardError
+from shards.errors import DamagedSample, InputError, ShardError
+from shards.files import OpenFiles
 from shards.header import read_header, reference_names, sample_geometry
 from shards.sample import Sample, views
+from shards.storage import Folder, open_storage
 
 _ALIGN = 64  # bytes; a cache line, and enough for any dtype
-_OPEN_FILES = 256  # well below the usual limit of 1024 a process
 
 
 class Reader:
-    """Reads rows of a dataset with ``threads`` threads; reading and hashing drop the GIL.
+    """Reads rows of a dataset with several threads; reading and hashing drop the GIL.
 
-    ``verify`` compares every payload's xxh3_64 with the manifest. ``pin`` reads into page-locked memory where
-    there is CUDA. Safe to call from several threads; a context manager that closes its files and threads.
+    ``threads`` read from a folder, ``requests`` are under way at once to an object store. ``verify`` compares
+    every payload's xxh3_64 with the manifest. ``pin`` reads into page-locked memory where there is CUDA.
+    ``cache`` keeps samples on this node's disk. Safe to call from several threads; a context manager that ends
+    its threads and closes its files and the cache.
     """
 
-    def __init__(self, dataset: Dataset, threads: int = 4, verify: bool = True, pin: bool = False) -> None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+    def __init__(
+        self,
+        dataset: Dataset,
+        threads: int = 4,
+        verify: bool = True,
+        pin: bool = False,
+        requests: int = 32,
+        cache: Cache | None = None,
+    ) -> None:
+        if threads < 1 or requests < 1:
+            raise ValueError(f"threads and requests must be at least 1, got {threads} and {requests}")
         self._manifest = dataset.manifest
-        self._threads = threads
         self._verify = verify
         self._pin = pin and torch.cuda.is_available()
-        self._files = _Files(dataset.root, _OPEN_FILES)
+        self._cache = cache
+        storage = open_storage(dataset.root)
+        self._name = storage.name
+        self._files = OpenFiles(storage.root) if isinstance(storage, Folder) else None
+        self._source = self._files or storage
+        self._threads = threads if self._files else requests
         self._buffers = BufferPool()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="reader")
 
     def read(self, rows: Sequence[int] | np.ndarray) -> list[Sample]:
         """Samples of these manifest rows, in this order; a row may come more than once.
@@ -80,7 +90,10 @@ class Reader:
     def close(self) -> None:
         """End the threads and close the files. Samples already read stay valid."""
         self._pool.shutdown()
-        self._files.close()
+        if self._files:
+            self._files.close()
+        if self._cache:
+            self._cache.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -120,30 +133,39 @@ class Reader:
             future.result()
 
     def _load(self, row: int, view: memoryview, buffer: torch.Tensor, start: int) -> Sample | DamagedSample:
-        """One row, read into ``view``, the part of ``buffer`` that begins at ``start``; a second time if damaged."""
-        for _ in range(2):
+        """One row into ``view``, the part of ``buffer`` from ``start``; when damaged, once more from the source."""
+        for cache in (self._cache, None):
             try:
-                self._fetch(row, view)
+                self._fetch(row, view, cache)
                 return self._sample(row, view, buffer, start)
             except DamagedSample as error:
                 damaged = error
         return damaged
 
-    def _fetch(self, row: int, view: memoryview) -> None:
+    def _fetch(self, row: int, view: memoryview, cache: Cache | None) -> None:
         """Bytes of one row into ``view``, compared with the manifest's checksum."""
-        shard = self._manifest.shards[self._manifest.shard[row]]
-        key = self._manifest.keys[row]
+        shard, key = self._manifest.shards[self._manifest.shard[row]], self._manifest.keys[row]
+        offset, checksum = int(self._manifest.offset[row]), int(self._manifest.checksum[row])
+        name = f"{self._name} {shard} {offset} {len(view)} {checksum:016x}"
+        cached = cache is not None and cache.get(name, view)
+        if not cached:
+            self._read_source(shard, key, offset, view)
+        if self._verify or self._cache:
+            digest = xxhash.xxh3_64_intdigest(view)
+            if digest != checksum:
+                raise DamagedSample(shard, key, "xxh3_64 checksum", f"{checksum:016x}", f"{digest:016x}")
+        if self._cache and not cached:
+            self._cache.put(name, view)
+
+    def _read_source(self, shard: str, key: str, offset: int, view: memoryview) -> None:
         try:
-            with self._files.open(shard) as descriptor:
-                found = _fill(descriptor, view, int(self._manifest.offset[row]))
-        except OSError as error:
-            raise ShardError(shard, key, "reading the file", "success", error.strerror) from error
+            found = self._source.fill(shard, offset, view)
+        except (OSError, InputError) as error:
+            what = "reading the file" if self._files else "reading the object"
+            cause = getattr(error, "strerror", None) or str(error)
+            raise ShardError(shard, key, what, "success", cause) from error
         if found != len(view):
             raise DamagedSample(shard, key, "bytes before the end of the file", len(view), found)
-        if self._verify:
-            digest, expected = xxhash.xxh3_64_intdigest(view), int(self._manifest.checksum[row])
-            if digest != expected:
-                raise DamagedSample(shard, key, "xxh3_64 checksum", f"{expected:016x}", f"{digest:016x}")
 
     def _sample(self, row: int, payload: memoryview, buffer: torch.Tensor, start: int) -> Sample:
         """Tensors over the bytes of one row, in ``buffer`` from ``start``; sizes as in the manifest."""
@@ -171,58 +193,3 @@ class Reader:
             references=tuple(tensors[name] for name in reference_names(tensors)),
             fps=float(manifest.fps[row]),
         )
-
-
-def _fill(descriptor: int, view: memoryview, offset: int) -> int:
-    """Read ``len(view)`` bytes at ``offset``; returns how many there were (fewer at the end of the file)."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
-    return done
-
-
-@dataclass
-class _OpenFile:
-    descriptor: int
-    users: int = 0
-
-
-class _Files:
-    """Open shards, at most ``limit`` kept; one in use by any thread is never closed."""
-
-    def __init__(self, root: Path, limit: int) -> None:
-        self._root = root
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[str, _OpenFile] = OrderedDict()
-
-    @contextmanager
-    def open(self, path: str) -> Iterator[int]:
-        """Descriptor of a shard, valid inside the block. Raises OSError when it cannot be opened."""
-        with self._lock:
-            entry = self._entries.get(path)
-            if entry is None:
-                self._close_idle(self._limit - 1)
-                entry = self._entries[path] = _OpenFile(os.open(self._root / path, os.O_RDONLY))
-            self._entries.move_to_end(path)
-            entry.users += 1
-        try:
-            yield entry.descriptor
-        finally:
-            with self._lock:
-                entry.users -= 1
-
-    def close(self) -> None:
-        with self._lock:
-            self._close_idle(0)
-
-    def _close_idle(self, keep: int) -> None:
-        """Close the files unused for longest until ``keep`` are left."""
-        if len(self._entries) <= keep:
-            return
-        idle = [path for path, entry in self._entries.items() if not entry.users]
-        for path in idle[: len(self._entries) - keep]:
-            os.close(self._entries.pop(path).descriptor)

@@ -11,19 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 
 from shards.atomic import replacing
+from shards.entry import Entry, is_temporary
+from shards.files import fill
 
 Root = str | Path
-
-
-class Entry(NamedTuple):
-    """A file: its path, size in bytes, and when it was last written, in seconds of the storage's own clock."""
-
-    path: str
-    size: int
-    modified: float
 
 
 class Storage(Protocol):
@@ -123,7 +117,7 @@ class Folder:
         for folder, _, names in os.walk(self.root / prefix):
             for name in names:
                 path = Path(folder, name)
-                if (entry := self.stat(path.relative_to(self.root).as_posix())) and not _temporary(name):
+                if (entry := self.stat(path.relative_to(self.root).as_posix())) and not is_temporary(name):
                     found.append(entry)
         return sorted(found)
 
@@ -151,13 +145,7 @@ class Folder:
     def fill(self, path: str, offset: int, view: memoryview) -> int:
         """Read into `view` from byte `offset`."""
         with open(self.root / path, "rb", buffering=0) as file:
-            done = 0
-            while done < len(view):
-                count = os.preadv(file.fileno(), [view[done:]], offset + done)
-                if count == 0:
-                    break
-                done += count
-            return done
+            return fill(file.fileno(), view, offset)
 
     def clock(self) -> float:
         """Now, by the file system: a shared one stamps files with its server's time."""
@@ -166,7 +154,3 @@ class Folder:
                 return os.fstat(file.fileno()).st_mtime
         except OSError:
             return time.time()
-
-
-def _temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")

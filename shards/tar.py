@@ -7,7 +7,7 @@ import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import xxhash
 
@@ -15,6 +15,7 @@ from shards.errors import InputError, ShardError
 from shards.geometry import Bucket
 from shards.header import read_header, sample_geometry
 from shards.manifest import Manifest, Row
+from shards.members import JSON, TENSORS, SampleMembers, read, walk
 from shards.storage import Root, Storage, open_storage
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ def check_key(key: str) -> None:
         )
     if not key or key.startswith("/") or key.endswith("/") or "//" in key:
         raise InputError(f"key {key!r} is not usable as a file name inside a tar")
+
+
+class Stored(NamedTuple):
+    """A sample as a shard holds it: ``offset`` is that of its safetensors payload, ``meta`` its JSON bytes."""
+
+    key: str
+    offset: int
+    meta: bytes
+    payload: bytes
 
 
 class ShardWriter:
@@ -140,28 +150,52 @@ def write_shard(
     return rows
 
 
-def scan_shard(storage: Storage, name: str) -> list[Row]:
+def scan_shard(storage: Storage, name: str, fps: float | None = None) -> list[Row]:
     """Rows of every sample in a tar, in order, read from the tar alone; every payload is hashed on the way.
 
-    ``name`` is its path in the dataset. Members other than the two are passed over. Raises ShardError when
-    the tar is cut short or a member is damaged or missing.
+    ``name`` is its path in the dataset; ``fps`` is for samples whose JSON member has none. Files that belong
+    to no sample are passed over. Raises ShardError when the tar is cut short or a member is damaged or
+    missing, InputError for a sample without ``fps`` or with a name that leads out of its folder.
     """
-    rows = []
+    return [stored_row(name, stored, fps) for stored in read_shard(storage, name)]
+
+
+def read_shard(storage: Storage, name: str) -> Iterator[Stored]:
+    """Every sample of a tar with its bytes, in order. Errors as of ``scan_shard``, but for what bytes mean."""
     with storage.local(name) as path, open(path, "rb") as file:
-        for key, members in _samples(file, name):
-            for member in ("json", "safetensors"):
-                if member not in members:
-                    raise ShardError(name, key, f"member {key}.{member}", "present", "missing")
-            offset, nbytes = members["safetensors"]
-            payload = _read(file, name, key, offset, nbytes)
-            try:
-                check_key(key)
-                rows.append(
-                    _row(name, key, _read(file, name, key, *members["json"]), payload)._replace(offset=offset)
-                )
-            except ValueError as error:
-                raise ShardError(name, key, "member", "a readable sample", error) from error
-    return rows
+        found = walk(file, name)
+        if found.damage:
+            raise found.damage
+        for members in found.samples:
+            yield read_stored(file, name, members)
+
+
+def read_stored(file: BinaryIO, name: str, members: SampleMembers) -> Stored:
+    """One sample of the open tar ``name``. Raises as ``read_shard`` does."""
+    key, meta, tensors = members.key, members.json, members.tensors
+    if meta is None or tensors is None:
+        kind, found = JSON if meta is None else TENSORS, "none"
+        if members.cut:
+            found += f"; the name {members.cut} has a second dot, and a key ends at the first"
+        raise ShardError(name, key, f"member {key}.{kind}", "one", found)
+    return Stored(key, tensors.offset, read(file, name, key, meta), read(file, name, key, tensors))
+
+
+def stored_row(shard: str, stored: Stored, fps: float | None = None) -> Row:
+    """The row of a sample of ``shard``; ``fps`` is for a JSON member without one. Raises as ``scan_shard`` does."""
+    key = stored.key
+    if key.startswith("/") or ".." in key.split("/"):
+        raise InputError(
+            f"{shard}: member {key!r} leads out of its folder: write the tar again with plain names"
+        )
+    try:
+        return _row(shard, key, stored.meta, stored.payload, fps)._replace(offset=stored.offset)
+    except NoRate:
+        raise InputError(
+            f"{shard}: the json of sample {key!r} has no fps: give the clips' rate with --fps"
+        ) from None
+    except ValueError as error:
+        raise ShardError(shard, key, "member", "a readable sample", error) from error
 
 
 def _tar_writer(file: BinaryIO) -> webdataset.TarWriter:
@@ -186,64 +220,40 @@ def _append(tar: webdataset.TarWriter, row: Row, data: bytes, payload: bytes) ->
     return row._replace(offset=tar.tarstream.offset - -(-len(payload) // _BLOCK) * _BLOCK)
 
 
-def _row(shard: str, key: str, meta: bytes, payload: bytes) -> Row:
-    """The row of one sample, with offset 0. Raises ValueError saying what the two members lack."""
-    geometry = sample_geometry(read_header(payload))
+class NoRate(ValueError):
+    """The JSON member does not say how many frames a second the clip has."""
+
+
+def read_meta(meta: bytes) -> dict[str, Any]:
+    """The JSON member of a sample. Raises ValueError when it is not a table, or one of a newer format."""
     values = json.loads(meta)
     if not isinstance(values, dict):
         raise ValueError(f"the json member is not a table but {type(values).__name__}")
     if int(values.get("format", FORMAT)) > FORMAT:
         raise ValueError(f"the json member has format {values['format']}, this code reads up to {FORMAT}")
-    fps = values.get("fps")
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
-        raise ValueError(f"the json member needs a positive fps, found {fps!r}")
-    checksum = xxhash.xxh3_64_intdigest(payload)
+    return values
+
+
+def rate_of(values: Mapping[str, Any], fps: float | None = None) -> float:
+    """Frames per second of a JSON member, ``fps`` where it has none. Raises ValueError unless positive."""
+    rate = fps if values.get("fps") is None else values["fps"]
+    if rate is None:
+        raise NoRate("the json member needs a positive fps, found None")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate) or rate <= 0:
+        raise ValueError(f"the json member needs a positive fps, found {rate!r}")
+    return float(rate)
+
+
+def _row(shard: str, key: str, meta: bytes, payload: bytes, fps: float | None = None) -> Row:
+    """The row of one sample, with offset 0. Raises ValueError saying what the two members lack."""
+    geometry = sample_geometry(read_header(payload))
+    rate = rate_of(read_meta(meta), fps)
     return Row(
         key=key,
         shard=shard,
         offset=0,
         nbytes=len(payload),
-        checksum=checksum,
-        fps=float(fps),
+        checksum=xxhash.xxh3_64_intdigest(payload),
+        fps=rate,
         **geometry._asdict(),
     )
-
-
-def _samples(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Key and {extension: (offset, bytes)} of each run of members that share the name up to the first dot."""
-    key, members = "", dict[str, tuple[int, int]]()
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if not info.isreg():
-                    continue
-                folder, slash, base = info.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if (folder + slash + stem) != key and members:
-                    yield key, members
-                    members = {}
-                key = folder + slash + stem
-                members[extension] = (info.offset_data, info.size)
-            # tarfile takes a damaged header, or none at all, for the end of the archive.
-            file.seek(tar.offset)
-    except tarfile.TarError as error:
-        raise ShardError(name, key, "tar structure", "a whole tar", f"{error} (near this sample)") from error
-    tail = file.read(_BLOCK)
-    if len(tail) < _BLOCK or any(tail):
-        raise ShardError(
-            name,
-            key,
-            "end of the tar (last sample read is named)",
-            "a block of zeros",
-            f"{len(tail)} bytes that are not",
-        )
-    if members:
-        yield key, members
-
-
-def _read(file: BinaryIO, name: str, key: str, offset: int, nbytes: int) -> bytes:
-    file.seek(offset)
-    data = file.read(nbytes)
-    if len(data) != nbytes:
-        raise ShardError(name, key, "bytes of a member", nbytes, len(data))
-    return data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import settings
 
 from shards.dataset import Dataset
 from tests.support.datasets import GRIDS, write_dataset
+from tests.support.servers import make_bucket, s3_environment, s3_server
 
 # Before any test imports torch: every process computes with one thread, as launchers arrange it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +38,8 @@ def model_folder() -> Path:
 @pytest.fixture(scope="session")
 def paired_dataset(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Thirty samples of mixed sizes that fit the tiny model, each with a reference."""
+    from tests.support.models import tiny_source
+
     sizes = json.loads((model_folder / "transformer" / "config.json").read_text())
     return write_dataset(
         tmp_path_factory.mktemp("dataset"),
@@ -42,4 +47,20 @@ def paired_dataset(model_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         channels=sizes["in_channels"],
         text_width=sizes["caption_channels"],
         references=GRIDS,
+        vae=tiny_source(),
     )
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Endpoint of an S3 API server in a process of its own."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket, which this process's environment leads to."""
+    for name, value in s3_environment(s3).items():
+        monkeypatch.setenv(name, value)
+    return make_bucket(s3, f"bucket-{uuid.uuid4().hex}")

@@ -13,10 +13,27 @@ class DataConfig(Block):
     """Block `data`."""
 
     preprocessed_data_root: UserPath = Field(
-        default="", description="Folder that `ltx-shards encode` wrote. Required."
+        default="",
+        description="Folder or URL (s3://, gs://, az://, https://) that `ltx-shards encode` wrote. Required.",
     )
     num_dataloader_workers: int = Field(
-        default=2, ge=0, description="Reader threads of each process, at least one."
+        default=2,
+        ge=0,
+        description="Reader threads of each process, at least one. From a URL it fetches 32 samples at once.",
+    )
+    cache_dir: UserPath | None = Field(
+        default=None,
+        description="Folder on each node's own disk where samples are kept for the next epoch, for a dataset at a "
+        "URL or on a slow file system. All processes of a node share it. null: nothing is kept.",
+    )
+    cache_gib: float = Field(
+        default=64.0, gt=0, description="Most GiB in cache_dir; the samples unused for longest go first."
+    )
+    max_damaged_samples: int = Field(
+        default=100,
+        ge=0,
+        description="Different samples that may be found damaged over the run's life; each is replaced by another "
+        "of its size. One more stops the run, and 0 tolerates none.",
     )
 
 

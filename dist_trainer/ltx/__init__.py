@@ -5,4 +5,6 @@ from __future__ import annotations
 from dist_trainer.ltx.packed import install
 from dist_trainer.ltx.shape import shape
 
-__all__ = ["install", "shape"]
+VAE = "AutoencoderKLLTXVideo"
+
+__all__ = ["VAE", "install", "shape"]

@@ -6,8 +6,15 @@ import sys
 
 import typer
 
-from shards.cli.dataset import index, plan, stats
+from shards.cli.caption import caption
+from shards.cli.convert import convert
+from shards.cli.dataset import index, merge, plan, stats
+from shards.cli.decode import decode
+from shards.cli.doctor import doctor
 from shards.cli.encode import encode
+from shards.cli.importing import import_folder
+from shards.cli.reference import reference
+from shards.cli.split import split
 from shards.errors import InputError, ShardError
 
 app = typer.Typer(
@@ -17,10 +24,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(split)
+app.command()(caption)
+app.command()(reference)
 app.command()(encode)
+app.command("import")(import_folder)
 app.command()(index)
+app.command()(merge)
+app.command()(doctor)
 app.command()(stats)
 app.command()(plan)
+app.command()(decode)
+app.command()(convert)
 
 
 def main() -> None:
@@ -29,4 +44,8 @@ def main() -> None:
         app()
     except (InputError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder of somebody else
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)

@@ -2,49 +2,97 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Annotated
 
 import typer
 
-from shards.errors import InputError
+from shards.errors import InputError, ShardError
+from shards.geometry import Scale
 
-DatasetDir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")]
+DatasetRoot = Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of the dataset.")]
 
 
 def index(
-    root: DatasetDir,
+    root: DatasetRoot,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Scan only shards that the manifest does not know yet, or grown ones."),
+    ] = False,
     like: Annotated[
-        Path | None,
-        typer.Option(help="Dataset of the same model whose dataset.json to take, for foreign tars."),
+        str | None,
+        typer.Option(help="Dataset of the same model whose dataset.json to take, for foreign shards."),
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="Or the VAE's compression, frames x side, as 8x32: dataset.json is made from it."),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Rate of samples whose json has no fps.")] = None,
     threads: Annotated[int | None, typer.Option(help="Shards scanned at once; default: CPUs.")] = None,
 ) -> None:
-    """Rebuild manifest.parquet from shards/*.tar, checking every sample on the way."""
+    """Build manifest.parquet from the shards alone, checking every sample on the way."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from shards.dataset import read_info
     from shards.index import index as index_dataset
+    from shards.prepare.progress import progress_bar
 
-    info = read_info(like) if like else None
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    if like and scale:
+        raise InputError("give --like or --scale, not both")
+    if fps is not None and not fps > 0:
+        raise InputError(f"--fps {fps}: it must be positive")
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console, disable=not console.is_terminal) as progress:
         task = progress.add_task("Scanning shards", total=None)
-        manifest = index_dataset(
-            root,
-            info,
-            threads=threads,
-            on_shard=lambda _, total: progress.update(task, total=total, advance=1),
-        )
+        try:
+            manifest = index_dataset(
+                root,
+                read_info(like) if like else None,
+                scale=_scale(scale) if scale else None,
+                fps=fps,
+                append=append,
+                threads=threads,
+                on_shard=lambda _, total: progress.update(task, total=total, advance=1),
+            )
+        except ShardError as error:
+            raise InputError(
+                f"{error}; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
+            ) from error
     typer.echo(
         f"{root}: {len(manifest)} samples in {len(manifest.shards)} shards, "
         f"fingerprint {manifest.fingerprint}"
     )
 
 
-def stats(root: DatasetDir) -> None:
+def merge(
+    roots: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="Folders or URLs of datasets of one model.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URL to join them in; samples already there stay.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy shards where hard links would do.")] = False,
+) -> None:
+    """Join datasets into one: no sample is encoded or written again, shards are linked or copied."""
+    from rich.console import Console
+
+    from shards.merge import merge as merge_datasets
+    from shards.prepare.progress import progress_bar
+
+    console = Console(stderr=True)
+    with progress_bar(console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Taking shards", total=None)
+        report = merge_datasets(
+            roots,
+            out,
+            copy=copy,
+            on_shard=lambda total: progress.update(task, total=total, advance=1),
+        )
+    typer.echo(
+        f"{out}: {len(report.manifest)} samples in {len(report.manifest.shards)} shards, {report.added} of them new "
+        f"({report.linked} as hard links), fingerprint {report.manifest.fingerprint}"
+    )
+
+
+def stats(root: DatasetRoot) -> None:
     """Show what a dataset holds: totals, clip sizes, lengths."""
     from rich.console import Console
 
@@ -55,7 +103,7 @@ def stats(root: DatasetDir) -> None:
 
 
 def plan(
-    root: DatasetDir,
+    root: DatasetRoot,
     ranks: Annotated[str, typer.Option(help="Numbers of GPUs to plan for, as 8,64,512.")],
     samples_per_step: Annotated[
         int | None, typer.Option(help="Samples of an optimizer step, all GPUs.")
@@ -98,3 +146,10 @@ def _ranks(text: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--ranks {text!r}: numbers of GPUs with commas between them, as 8,64,512")
     return [int(part) for part in parts]
+
+
+def _scale(text: str) -> Scale:
+    match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
+    if not match:
+        raise InputError(f"--scale {text!r}: frames and pixels a side of one latent cell, as 8x32")
+    return Scale(int(match[1]), int(match[2]))

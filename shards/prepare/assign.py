@@ -1,29 +1,49 @@
-"""Which bucket each clip goes to, and its frames brought to that bucket."""
+"""Which bucket each clip goes to, which windows of it become samples, and whether its references fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
 
 from shards.errors import InputError
 from shards.geometry import Bucket, Scale
-from shards.hashing import mix, sample_id, unit
+from shards.prepare.pairing import Reference, pair
 from shards.prepare.table import Row
-from shards.prepare.video import IMAGE_SUFFIXES, ClipError, ClipInfo, cover, probe, read_clip
-
-# Third value of the hash (seed, sample id, purpose): one independent stream of randomness per purpose.
-TARGET_NOISE, REFERENCE_NOISE, CROP_X, CROP_Y = range(4)
+from shards.prepare.video import ClipError, ClipInfo, probe
 
 
-class Job(NamedTuple):
-    """A row that can be encoded: what its clip holds and the bucket it goes to."""
+@dataclass(frozen=True)
+class Rules:
+    """How clips become samples.
+
+    `windows`: most samples of a clip, None for as many as fit; with more than 1 they are named KEY-w0, KEY-w1.
+    `short_videos`: what to do with a video shorter than every bucket of more than one frame: "leave" it out, or
+    take its first frame as a "picture".
+    """
+
+    buckets: tuple[Bucket, ...]
+    scale: Scale
+    windows: int | None = 1
+    short_videos: str = "leave"
+
+
+class Window(NamedTuple):
+    """A sample to be made: its key, and its first frame's number in the clip."""
+
+    key: str
+    start: int
+
+
+class Clip(NamedTuple):
+    """A row that can be encoded: what its file holds, the bucket it goes to, its windows and references."""
 
     row: Row
     info: ClipInfo
     bucket: Bucket
+    windows: tuple[Window, ...]
+    references: tuple[Reference, ...]
 
 
 class Failure(NamedTuple):
@@ -33,18 +53,8 @@ class Failure(NamedTuple):
     reason: str
 
 
-class Decoded(NamedTuple):
-    """A job's frames, uint8 [F,H,W,3] of its bucket's size; `reference` has the same shape, or is None."""
-
-    job: Job
-    target: np.ndarray
-    reference: np.ndarray | None
-
-
 def check_buckets(buckets: Sequence[Bucket], scale: Scale) -> None:
     """Raise `InputError` naming the first bucket that the VAE cannot encode."""
-    if not buckets:
-        raise InputError("no resolution bucket given: write for example 768x448x89")
     for bucket in buckets:
         try:
             scale.grid(bucket.frames, bucket.height, bucket.width)
@@ -66,57 +76,60 @@ def choose_bucket(info: ClipInfo, buckets: Sequence[Bucket]) -> Bucket | None:
     return min((bucket for bucket in filled if bucket.frames == longest), key=distance, default=None)
 
 
-def assign(rows: Iterable[Row], buckets: Sequence[Bucket]) -> Iterator[Job | Failure]:
-    """One job or failure per row, in order, from the files' headers.
+def starts(frames: int, length: int, most: int | None, step: int = 1) -> list[int]:
+    """First frames of up to `most` windows of `length` frames, spread evenly over a clip of `frames` frames.
 
-    A row stands or falls as a whole: clip, caption and reference stay together.
+    The first is 0 and the last ends with the clip, but for rounding down to multiples of `step`. They do not
+    overlap. `frames` is at least `length`.
     """
-    for row in rows:
-        try:
-            yield _assign(row, buckets)
-        except ClipError as error:
-            yield Failure(row.source, _reason(row, error))
+    pitch = -(-length // step)  # of windows end to end, in steps
+    room = (frames - length) // step  # start of the last window, in steps
+    count = 1 + room // pitch
+    if most is not None:
+        count = min(count, most)
+    return [step * (number * room // (count - 1)) for number in range(count)] if count > 1 else [0]
 
 
-def decode(job: Job, seed: int, reshape_mode: str) -> Decoded | Failure:
-    """The frames of a job and of its reference, cut at the same place.
+def assign(row: Row, rules: Rules) -> Clip | Failure:
+    """What to make of a row, from its files' headers.
 
-    `reshape_mode` center cuts at the centre, random at a place drawn from (seed, sample id).
+    A row stands or falls as a whole: clip, caption and references stay together.
     """
-    row, bucket = job.row, job.bucket
-    at = (0.5, 0.5)
-    if reshape_mode == "random":
-        identity = sample_id(row.key)
-        at = float(unit(mix(seed, identity, CROP_X))), float(unit(mix(seed, identity, CROP_Y)))
-    fit = cover(bucket.width, bucket.height, at)
     try:
-        target = read_clip(row.media, bucket.frames, fit)
-        reference = None if row.reference is None else read_clip(row.reference, bucket.frames, fit)
+        info = probe(row.media)
+        bucket = _bucket(row, info, rules)
+        references = tuple(pair(info, bucket, path, rules.scale) for path in row.references)
     except ClipError as error:
-        return Failure(row.source, _reason(row, error))
-    return Decoded(job, target, reference)
+        return failure(row, error)
+    step = math.lcm(*(reference.step or 1 for reference in references))
+    found = starts(info.frames, bucket.frames, rules.windows, step)
+    keys = [row.key if rules.windows == 1 else f"{row.key}-w{number}" for number in range(len(found))]
+    windows = tuple(map(Window, keys, found))
+    return Clip(row, info, bucket, windows, references)
 
 
-def _assign(row: Row, buckets: Sequence[Bucket]) -> Job | Failure:
-    info = probe(row.media)
-    bucket = choose_bucket(info, buckets)
+def failure(row: Row, error: ClipError) -> Failure:
+    """What to record of a row one of whose files cannot be used."""
+    if error.path == row.media:
+        return Failure(row.source, error.reason)
+    return Failure(row.source, f"its reference {error.path.name}: {error.reason}")
+
+
+def _bucket(row: Row, info: ClipInfo, rules: Rules) -> Bucket:
+    pictures = [bucket for bucket in rules.buckets if bucket.frames == 1]
+    videos = [bucket for bucket in rules.buckets if bucket.frames > 1]
+    if info.frames == 1:
+        bucket = choose_bucket(info, pictures)
+        if bucket is None:
+            size = f"{rules.buckets[0].width}x{rules.buckets[0].height}"
+            raise ClipError(row.media, f"a picture needs a bucket of 1 frame: add for example {size}x1")
+        return bucket
+    bucket = choose_bucket(info, videos)
+    if bucket is None and pictures and (not videos or rules.short_videos == "picture"):
+        bucket = choose_bucket(info, pictures)
     if bucket is None:
-        if row.media.suffix.lower() in IMAGE_SUFFIXES:
-            width, height = buckets[0].width, buckets[0].height
-            return Failure(
-                row.source, f"a picture needs a bucket of 1 frame: add for example {width}x{height}x1"
-            )
-        shortest = min(bucket.frames for bucket in buckets)
-        return Failure(row.source, f"{info.frames} frames, the shortest bucket needs {shortest}")
-    if row.reference is not None:
-        frames = probe(row.reference).frames
-        if frames < bucket.frames:
-            return Failure(
-                row.source,
-                f"its reference {row.reference.name} has {frames} frames, {bucket.frames} are needed",
-            )
-    return Job(row, info, bucket)
-
-
-def _reason(row: Row, error: ClipError) -> str:
-    return error.reason if error.path == row.media else f"its reference {error.path.name}: {error.reason}"
+        shortest = min(videos, key=lambda bucket: bucket.frames)
+        raise ClipError(
+            row.media, f"{info.frames} frames, the shortest video bucket {shortest} needs {shortest.frames}"
+        )
+    return bucket

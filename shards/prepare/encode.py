@@ -4,264 +4,225 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
+import transformers
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from shards.atomic import replacing
-from shards.dataset import INFO_NAME, DatasetInfo, Source, pack_embeds, write_info
+from shards.dataset import INFO_NAME, DatasetInfo, write_info
 from shards.errors import InputError
 from shards.geometry import Bucket
-from shards.hashing import mix, sample_id
-from shards.manifest import MANIFEST_NAME, write_manifest
-from shards.prepare.assign import (
-    REFERENCE_NOISE,
-    TARGET_NOISE,
-    Decoded,
-    Failure,
-    Job,
-    assign,
-    check_buckets,
-    decode,
-)
-from shards.prepare.models import DTYPES, fingerprint, load_text_encoder, load_tokenizer, load_vae
-from shards.prepare.table import REFERENCE_COLUMN, read_table
-from shards.prepare.text import PromptFile, encode_prompt, prompt_of
-from shards.prepare.vae import encode_clip, vae_scale
-from shards.sample import payload
-from shards.stream import stream
-from shards.tar import DEFAULT_SHARD_BYTES, SHARDS, ShardWriter, sample_json
+from shards.manifest import MANIFEST_NAME, Manifest, write_manifest
+from shards.prepare.assign import Failure, Rules, check_buckets
+from shards.prepare.encoders import Encoders, choose_device, choose_dtype, load_encoders
+from shards.prepare.job import Job
+from shards.prepare.models import load_vae
+from shards.prepare.options import EncodeOptions, check, identity
+from shards.prepare.pairing import check_downscale
+from shards.prepare.progress import progress_bar
+from shards.prepare.summary import FAILURES_NAME
+from shards.prepare.table import Row, check_media, digest, read_table
+from shards.prepare.units import encode_unit, stored_rows
+from shards.prepare.vae import vae_scale
+from shards.prepare.workers import Worker
+from shards.storage import Folder, Root, Storage, open_storage
+from shards.tar import SHARDS
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLLTXVideo
-    from torch import Tensor
-
-FAILURES_NAME = "failures.jsonl"
-_LISTED = 20
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How to encode; what is stored is bfloat16 whatever `dtype` is.
-
-    `max_text_tokens` is the length that captions are padded to for the encoder, and cut at: 256 as in
-    Lightricks' trainer, whatever the tokenizer's own `model_max_length` says (diffusers converted it with
-    128). The embedding of every token depends on it.
-    """
-
-    caption_column: str = "caption"
-    media_column: str = "media_path"
-    reference_column: str | None = REFERENCE_COLUMN  # None leaves references out
-    id_token: str | None = None  # put before every caption
-    reshape_mode: str = "center"  # or random: where a clip is cut to its bucket's shape
-    seed: int = 42
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    device: str = "auto"  # cuda where there is one
-    dtype: str = (
-        "auto"  # of the networks: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is ten times slower)
-    )
-    vae_tiling: bool = False
-    max_text_tokens: int = 256
+JOB = ".encode"
+DEFAULTS = EncodeOptions()
+ALONE = Worker()
 
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What `encode` did; `buckets` counts samples, `cut_captions` captions too long for the text encoder."""
+    """What became of a table, by the work of all workers.
 
-    out: Path
+    `buckets` counts samples, `cut_captions` rows whose caption is too long for the text encoder,
+    `empty_captions` rows without one. `was_complete`: there was nothing left to do. `seconds` are this worker's.
+    """
+
+    out: Root
     samples: int
     buckets: dict[str, int]
     failures: tuple[Failure, ...]
     cut_captions: int
+    empty_captions: int
+    was_complete: bool
     seconds: float
 
 
 def encode(
     dataset_file: Path,
     model: str | Path,
-    out: Path,
+    out: Root,
     buckets: Sequence[Bucket],
     *,
-    options: EncodeOptions = EncodeOptions(),
+    options: EncodeOptions = DEFAULTS,
+    worker: Worker = ALONE,
+    rows: Sequence[Row] | None = None,
 ) -> EncodeReport:
-    """Encode the clips of `dataset_file` into a dataset in the folder `out`.
+    """Encode the clips of `dataset_file` into a dataset at `out`, a folder or a URL, as one of several workers.
 
     `model` is a pipeline folder, a hub id or a version name (its vae, text_encoder and tokenizer are used).
-    A row that cannot be encoded is left out whole (clip, caption and reference), listed in
-    `out/failures.jsonl` and in the report. The same inputs on the same machine give the same bytes. Raises
-    InputError for unusable options, buckets or tables, for a folder that already holds a dataset, and when
-    no row could be encoded.
+    A row that cannot be encoded is left out whole (clip, caption and references), listed in
+    `out/failures.jsonl` and in the report. Any number of workers may take part, at once or after others were
+    killed: the same inputs on the same kind of machine give the same bytes. Returns once all is done.
+    `rows` are the table's, where `check_request` was called before.
+
+    Raises InputError for unusable options, buckets or tables, for a place that already holds another dataset,
+    and when no row could be encoded.
     """
     started = time.perf_counter()
-    _check(options, out)
-    device = _device(options.device)
-    dtype = _dtype(options.dtype, device)
-    console = Console(stderr=True)
-    rows = read_table(dataset_file, options.caption_column, options.media_column, options.reference_column)
-    vae = load_vae(model, dtype)
-    check_buckets(buckets, vae_scale(vae))
-    out.mkdir(parents=True, exist_ok=True)
-    with _progress(console) as progress:
-        found = list(progress.track(assign(rows, buckets), len(rows), description="Opening clips"))
-        jobs = [entry for entry in found if isinstance(entry, Job)]
-        failures = [entry for entry in found if isinstance(entry, Failure)]
-        if not jobs:
-            _report_failures(out, failures, console)
-            raise _nothing(dataset_file, failures)
-        with closing(PromptFile(out)) as prompts:
-            text = _encode_captions(jobs, model, device, dtype, options, prompts, progress)
-            vae.to(device)
-            if options.vae_tiling:
-                vae.enable_tiling()
-            with ShardWriter(out, options.shard_bytes) as writer:
-                done, late = _encode_clips(jobs, vae, prompts, writer, options, progress)
-            cut = prompts.cut
-    failures += late
-    _report_failures(out, failures, console)
-    if not done:
+    if rows is None:
+        rows = check_request(dataset_file, out, buckets, options, worker)
+    storage = open_storage(out)
+    encoders = _load(model, buckets, options, worker)
+    size = options.rows_per_shard
+    job = Job(storage, JOB, -(-len(rows) // size), _identity(dataset_file, rows, buckets, options, encoders))
+    was_complete = job.result() is not None
+    rules = Rules(tuple(buckets), encoders.scale, options.windows, options.short_videos)
+    with progress_bar(Console(stderr=True), disable=worker.index > 0) as progress:
+        bar = progress.add_task("Encoding clips", total=len(rows))
+
+        def on_units(done: int, total: int) -> None:
+            progress.update(bar, completed=min(done * size, len(rows)))
+
+        def do(unit: int) -> dict[str, Any]:
+            chosen = rows[unit * size : (unit + 1) * size]
+            # Again: whoever began looked at all files, this keeps a disk that is away now out of the failures.
+            check_media(dataset_file, chosen)
+            on_row = partial(progress.advance, bar)
+            return encode_unit(storage, unit, chosen, encoders, rules, options, on_row)
+
+        def describe(unit: int) -> str:
+            chosen = rows[unit * size : (unit + 1) * size]
+            return f"{chosen[0].source} to {chosen[-1].source}"
+
+        def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
+            return _finish(out, storage, results, encoders.describe)
+
+        result = job.run(worker, do, finish, on_units, describe)
+    failures = _read_failures(storage) if result["failures"] else ()
+    if not result["samples"]:
         raise _nothing(dataset_file, failures)
-    write_manifest(out, writer.manifest())
-    write_info(
-        out,
-        DatasetInfo(
-            channels=vae.config.latent_channels,
-            text_width=text.null.shape[1],
-            scale=vae_scale(vae),
-            vae=Source(str(model), fingerprint(vae)),
-            text_encoder=text.source,
-            null_prompt_embeds=pack_embeds(text.null),
-        ),
-    )
     seconds = time.perf_counter() - started
-    return EncodeReport(out, sum(done.values()), dict(done), tuple(failures), cut, seconds)
+    return EncodeReport(out, **{**result, "failures": failures}, was_complete=was_complete, seconds=seconds)
 
 
-@dataclass(frozen=True)
-class _Text:
-    source: Source
-    null: Tensor  # [T, D] embedding of the empty caption
+def check_request(
+    dataset_file: Path,
+    out: Root,
+    buckets: Sequence[Bucket],
+    options: EncodeOptions,
+    worker: Worker = ALONE,
+) -> tuple[Row, ...]:
+    """The rows of the table, once all is found in order that needs no model.
+
+    Worker 0 looks for every file of a job that has not begun. Raises InputError.
+    """
+    check(options)
+    if not buckets:
+        raise InputError("no resolution bucket given: write for example 768x448x89")
+    rows = read_table(dataset_file, options.caption_column, options.media_column, options.reference_column)
+    if not _begun(open_storage(out), worker) and worker.index == 0:
+        check_media(dataset_file, rows)
+    return rows
 
 
-def _check(options: EncodeOptions, out: Path) -> None:
-    if options.reshape_mode not in ("center", "random"):
-        raise InputError(f"reshape_mode {options.reshape_mode!r} is not known: use center or random")
-    if options.max_text_tokens < 1:
-        raise InputError(f"max_text_tokens {options.max_text_tokens} must be at least 1")
-    if (out / INFO_NAME).exists() or (out / MANIFEST_NAME).exists() or any((out / SHARDS).glob("*.tar")):
+def _begun(storage: Storage, worker: Worker) -> bool:
+    """Whether a job was begun here. Raises InputError where there is a dataset that no job made."""
+    if storage.stat(f"{JOB}/job.json"):
+        if worker.index or not storage.stat(f"{JOB}/result.json") or _holds_data(storage):
+            return True
+        # All rows failed the last time. What was wrong, files or options, will be different now.
+        for entry in reversed(storage.list(JOB)):
+            storage.remove(entry.path)
+    elif _holds_data(storage):
         raise InputError(
-            f"{out} already holds a dataset, or a part of one: give another folder, or remove it first"
+            f"{storage.name} already holds a dataset, or a part of one: give another folder, or remove it first"
         )
+    return False
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Asking for memory is the only test that covers every kind of device.
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used: {first}") from error
+def _holds_data(storage: Storage) -> bool:
+    if storage.stat(INFO_NAME) or storage.stat(MANIFEST_NAME):
+        return True
+    return any(entry.path.endswith(".tar") for entry in storage.list(SHARDS))
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not known: use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+def _load(model: str | Path, buckets: Sequence[Bucket], options: EncodeOptions, worker: Worker) -> Encoders:
+    """The networks, checked against the buckets before the large one is read."""
+    if worker.index > 0:
+        transformers.utils.logging.disable_progress_bar()
+    device = choose_device(options.device, worker.local)
+    vae = load_vae(model, choose_dtype(options.dtype, device))
+    check_buckets(buckets, vae_scale(vae))
+    check_downscale(buckets, options.reference_downscale, vae_scale(vae))
+    return load_encoders(model, vae, device, options)
 
 
-def _encode_captions(
-    jobs: Sequence[Job],
-    model: str | Path,
-    device: torch.device,
-    dtype: torch.dtype,
+def _identity(
+    dataset_file: Path,
+    rows: Sequence[Row],
+    buckets: Sequence[Bucket],
     options: EncodeOptions,
-    prompts: PromptFile,
-    progress: Progress,
-) -> _Text:
-    """Fill `prompts`. The text encoder (T5 XXL: 9 GB) is gone on return, before the VAE needs the memory."""
-    tokenizer = load_tokenizer(model)
-    encoder = load_text_encoder(model, dtype)
-    source = Source(str(model), fingerprint(encoder))
-    encoder.to(device)
-    for job in progress.track(jobs, description="Encoding captions"):
-        prompts.add(tokenizer, encoder, prompt_of(job.row.caption, options.id_token), options.max_text_tokens)
-    null, _ = encode_prompt(tokenizer, encoder, "", options.max_text_tokens)
-    del encoder
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return _Text(source, null)
+    encoders: Encoders,
+) -> dict[str, Any]:
+    """All that the bytes of the dataset depend on."""
+    return {
+        "work": "encode",
+        "table": digest(dataset_file, rows),
+        "model": encoders.model,
+        "buckets": ",".join(map(str, buckets)),
+        "vae": encoders.vae_fingerprint,
+        "text_encoder": encoders.text_fingerprint,
+        "dtype": str(encoders.vae.dtype).removeprefix("torch."),
+        **identity(options),
+    }
 
 
-def _encode_clips(
-    jobs: Sequence[Job],
-    vae: AutoencoderKLLTXVideo,
-    prompts: PromptFile,
-    writer: ShardWriter,
-    options: EncodeOptions,
-    progress: Progress,
-) -> tuple[Counter[str], list[Failure]]:
-    """Samples written per bucket, and the jobs that failed after all."""
-    done: Counter[str] = Counter()
-    failures: list[Failure] = []
-    load = partial(decode, seed=options.seed, reshape_mode=options.reshape_mode)
-    # Decoding goes on in other threads while the VAE works: both leave the interpreter lock.
-    with stream(jobs, load, depth=4, name="decode", threads=2) as clips:
-        for clip in progress.track(clips, len(jobs), description="Encoding clips"):
-            if isinstance(clip, Failure):
-                failures.append(clip)
-                continue
-            row, info, bucket = clip.job
-            tensors = _latents(vae, clip, options.seed)
-            if not all(bool(latents.isfinite().all()) for latents in tensors.values()):
-                failures.append(
-                    Failure(row.source, f"the VAE gave numbers that are not finite in {vae.dtype}")
-                )
-                continue
-            prompt = prompt_of(row.caption, options.id_token)
-            tensors["prompt_embeds"] = prompts[prompt]
-            meta = sample_json(
-                caption=prompt,
-                source=row.source,
-                fps=info.fps,
-                width=info.width,
-                height=info.height,
-                frames=info.frames,
-                bucket=bucket,
-            )
-            writer.add(row.key, meta, payload(tensors))
-            done[str(bucket)] += 1
-    return done, failures
+def _finish(
+    out: Root, storage: Storage, results: Sequence[dict[str, Any]], describe: Callable[[], DatasetInfo]
+) -> dict[str, Any]:
+    """Everything beside the shards, from the results of all units; `dataset.json` comes last."""
+    rows = [row for unit, result in enumerate(results) for row in stored_rows(unit, result)]
+    failures = [entry for result in results for entry in result["failures"]]
+    lines = [json.dumps(Failure(*entry)._asdict(), ensure_ascii=False) + "\n" for entry in failures]
+    if failures:
+        storage.write(FAILURES_NAME, "".join(lines).encode())
+    else:
+        storage.remove(FAILURES_NAME)
+    counts: dict[str, int] = {}
+    for result in results:
+        for bucket, count in result["buckets"].items():
+            counts[bucket] = counts.get(bucket, 0) + count
+    if rows:
+        write_manifest(out, Manifest.from_rows(rows))
+        write_info(out, describe())
+    _clear(storage)
+    return {
+        "samples": len(rows),
+        "buckets": counts,
+        "failures": len(failures),
+        "cut_captions": sum(result["cut_captions"] for result in results),
+        "empty_captions": sum(result["empty_captions"] for result in results),
+    }
 
 
-def _latents(vae: AutoencoderKLLTXVideo, clip: Decoded, seed: int) -> dict[str, Tensor]:
-    identity = sample_id(clip.job.row.key)
+def _clear(storage: Storage) -> None:
+    """Remove what killed workers left of shards they had begun."""
+    if isinstance(storage, Folder):
+        for path in (storage.root / SHARDS).glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
-    def noise(purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed(int(mix(seed, identity, purpose)))
 
-    tensors = {"latents": encode_clip(vae, clip.target, noise(TARGET_NOISE))}
-    if clip.reference is not None:
-        tensors["reference_latents"] = encode_clip(vae, clip.reference, noise(REFERENCE_NOISE))
-    return tensors
+def _read_failures(storage: Storage) -> tuple[Failure, ...]:
+    lines = storage.read(FAILURES_NAME).decode().splitlines()
+    return tuple(Failure(**json.loads(line)) for line in lines)
 
 
 def _nothing(dataset_file: Path, failures: Sequence[Failure]) -> InputError:
@@ -269,32 +230,4 @@ def _nothing(dataset_file: Path, failures: Sequence[Failure]) -> InputError:
     return InputError(
         f"{dataset_file}: none of its {len(failures)} rows could be encoded; the first, {source}: {reason}. "
         f"All are listed in {FAILURES_NAME} of the output folder."
-    )
-
-
-def _report_failures(out: Path, failures: Sequence[Failure], console: Console) -> None:
-    if not failures:
-        (out / FAILURES_NAME).unlink(missing_ok=True)
-        return
-    with replacing(out / FAILURES_NAME) as file:
-        for failure in failures:
-            file.write((json.dumps(failure._asdict(), ensure_ascii=False) + "\n").encode())
-    table = Table(
-        "left out", "reason", title=f"{len(failures)} rows were not encoded ({out / FAILURES_NAME})"
-    )
-    for failure in failures[:_LISTED]:
-        table.add_row(*failure)
-    if len(failures) > _LISTED:
-        table.add_row("...", f"and {len(failures) - _LISTED} more")
-    console.print(table)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
     )

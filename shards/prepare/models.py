@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,26 @@ def load_vae(model: str | Path, dtype: torch.dtype) -> AutoencoderKLLTXVideo:
 def load_text_encoder(model: str | Path, dtype: torch.dtype) -> T5EncoderModel:
     """The T5 encoder of a model, on the CPU, for inference; `model` and errors as for `load_vae`."""
     encoder = _load(model, "text_encoder", lambda path: T5EncoderModel.from_pretrained(path, dtype=dtype))
+    return encoder.eval().requires_grad_(False)
+
+
+def load_8bit_text_encoder(model: str | Path, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
+    """The T5 encoder of a model on `device`, its linear layers in 8 bits by bitsandbytes: half the memory.
+
+    `dtype` is that of the other layers. `model` and errors as for `load_vae`; InputError too where bitsandbytes
+    is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "an 8-bit text encoder needs the package bitsandbytes, which is not installed: "
+            "`pip install bitsandbytes`, or leave out --text-encoder-8bit"
+        )
+    from transformers import BitsAndBytesConfig
+
+    how = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+    encoder = _load(
+        model, "text_encoder", lambda path: T5EncoderModel.from_pretrained(path, dtype=dtype, **how)
+    )
     return encoder.eval().requires_grad_(False)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
+from shards.prepare.rows import numbered_rows
 
 REFERENCE_COLUMN = "reference_path"
 _LISTED = 5
@@ -29,7 +29,7 @@ class Row:
     caption: str
     source: str
     media: Path
-    reference: Path | None
+    references: tuple[Path, ...] = ()
 
 
 def read_table(
@@ -37,36 +37,48 @@ def read_table(
 ) -> tuple[Row, ...]:
     """Rows of a .csv, .json (a list of objects) or .jsonl file; paths in it are relative to its folder.
 
-    `reference` names the optional column of reference clips: it may be absent under its usual name, must be
-    there under another, and None leaves references out. Raises `InputError` naming file, row and column for
-    a missing column or value, and for media files that do not exist (the first few of them).
+    `reference` names the column of reference clips, or several with commas between them: a sample's
+    references come in that order. A cell may hold several paths, as a list or, in CSV, joined by `;`. The
+    usual name may be absent from the table, others must be there, and None leaves references out.
+
+    Nothing is looked up: see `check_media`. Raises `InputError` naming file, row and column for a missing
+    column or value, and for a row that fills some of several reference columns.
     """
-    rows: list[Row] = []
-    absent: list[str] = []
-    for where, fields in _read(path):
+    columns = [name for name in map(str.strip, (reference or "").split(",")) if name]
+    rows = []
+    for where, fields in numbered_rows(path):
         clip = _text(path, where, fields, media)
-        pair = _reference(path, where, fields, reference)
-        for column, value in ((media, clip), (reference, pair)):
-            if value is not None and not (path.parent / value).is_file():
-                absent.append(f"{where}, {column}: {value}")
         text = _text(path, where, fields, caption)
-        paired = None if pair is None else path.parent / pair
+        paired = tuple(path.parent / value for value in _references(path, where, fields, columns))
         rows.append(Row("", text, clip, path.parent / clip, paired))
-    if absent:
-        shown = "; ".join(absent[:_LISTED]) + ("; ..." if len(absent) > _LISTED else "")
-        raise InputError(
-            f"{path}: {len(absent)} media file(s) not found, looked for relative to {path.parent}: {shown}. "
-            "Correct the paths or take those rows out."
-        )
     if not rows:
         raise InputError(
             f"{path}: no rows in it. Write one row per clip with the columns {caption!r} and {media!r}."
         )
     keys = sample_keys([os.path.relpath(row.media, path.parent) for row in rows])
-    return tuple(
-        Row(key, row.caption, row.source, row.media, row.reference)
-        for key, row in zip(keys, rows, strict=True)
-    )
+    return tuple(replace(row, key=key) for key, row in zip(keys, rows, strict=True))
+
+
+def check_media(table: Path, rows: Sequence[Row]) -> None:
+    """Raise `InputError` naming the first few files of `rows` that do not exist."""
+    files = ((row.source, path) for row in rows for path in (row.media, *row.references))
+    absent = [(source, path) for source, path in files if not path.is_file()]
+    if absent:
+        shown = "; ".join(_shown(table, source, path) for source, path in absent[:_LISTED])
+        more = "; ..." if len(absent) > _LISTED else ""
+        raise InputError(
+            f"{table}: {len(absent)} media file(s) not found, looked for relative to {table.parent}: "
+            f"{shown}{more}. Correct the paths or take those rows out."
+        )
+
+
+def digest(table: Path, rows: Sequence[Row]) -> str:
+    """16 hex digits of all that the rows say, wherever the table and its files lie."""
+    found = hashlib.sha256()
+    for row in rows:
+        references = [os.path.relpath(reference, table.parent) for reference in row.references]
+        found.update(json.dumps([row.key, row.caption, row.source, references]).encode() + b"\n")
+    return found.hexdigest()[:16]
 
 
 def sample_keys(paths: list[str]) -> list[str]:
@@ -94,72 +106,52 @@ def _plain_key(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.replace("/", "__"))
 
 
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, fields) of each row, `where` as a person would find it ("row 3", "line 3")."""
-    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: unknown kind of dataset file. Give a .csv, .json or .jsonl file.")
-    try:
-        yield from reader(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such dataset file.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, fields in enumerate(csv.DictReader(file), start=1):
-            yield f"row {number}", fields
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(entries, list):
-        raise InputError(
-            f"{path}: holds a {type(entries).__name__}, expected a list of objects, one per clip."
-        )
-    for number, fields in enumerate(entries, start=1):
-        yield f"row {number}", _object(path, f"row {number}", fields)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}: line {number}: not valid JSON ({error}).") from error
-            yield f"line {number}", _object(path, f"line {number}", fields)
-
-
-def _object(path: Path, where: str, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, dict):
-        raise InputError(
-            f"{path}: {where}: holds a {type(fields).__name__}, expected an object with named columns."
-        )
-    return fields
+def _shown(table: Path, source: str, path: Path) -> str:
+    return source if path == table.parent / source else f"{os.path.relpath(path, table.parent)} (of {source})"
 
 
 def _text(path: Path, where: str, fields: dict[str, Any], column: str) -> str:
-    value = fields.get(column)
-    if column not in fields:
-        there = ", ".join(repr(name) for name in fields) or "none"
-        raise InputError(f"{path}: {where}: no column {column!r} (there are: {there}).")
+    value = _value(path, where, fields, column)
     if not isinstance(value, str):
         raise InputError(f"{path}: {where}: column {column!r} holds {value!r}, expected text.")
     return value.strip()
 
 
-def _reference(path: Path, where: str, fields: dict[str, Any], column: str | None) -> str | None:
-    if column is None or (column == REFERENCE_COLUMN and column not in fields):
-        return None
-    if column in fields and fields[column] is None:
-        return None
-    return _text(path, where, fields, column) or None
+def _value(path: Path, where: str, fields: dict[str, Any], column: str) -> Any:
+    if column not in fields:
+        there = ", ".join(repr(name) for name in fields) or "none"
+        raise InputError(f"{path}: {where}: no column {column!r} (there are: {there}).")
+    return fields[column]
+
+
+def _references(path: Path, where: str, fields: dict[str, Any], columns: Sequence[str]) -> Iterator[str]:
+    """Paths of all columns in order. Where one column were empty, the next would take its place in training."""
+    filled = {column: _cell(path, where, fields, column) for column in columns}
+    empty = [column for column, values in filled.items() if not values]
+    if empty and len(empty) < len(filled):
+        full = next(column for column, values in filled.items() if values)
+        raise InputError(
+            f"{path}: {where}: column {empty[0]!r} is empty and {full!r} is not: a row has references in "
+            "all reference columns or in none."
+        )
+    for values in filled.values():
+        yield from values
+
+
+def _cell(path: Path, where: str, fields: dict[str, Any], column: str) -> list[str]:
+    if column == REFERENCE_COLUMN and column not in fields:
+        return []
+    value = _value(path, where, fields, column)
+    if value is None:
+        return []
+    if isinstance(value, str) and path.suffix.lower() == ".csv":
+        value = value.split(";")
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(entry, str) for entry in values):
+        raise InputError(
+            f"{path}: {where}: column {column!r} holds {value!r}, expected text or a list of it."
+        )
+    values = [entry.strip() for entry in values]
+    if any(values) and not all(values):
+        raise InputError(f"{path}: {where}: column {column!r} holds an empty path among others: {value!r}.")
+    return [entry for entry in values if entry]

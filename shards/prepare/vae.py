@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,18 +21,21 @@ def vae_scale(vae: AutoencoderKLLTXVideo) -> Scale:
 
 
 @torch.inference_mode()
-def encode_clip(vae: AutoencoderKLLTXVideo, frames: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Normalised latents [C,F,H,W], bfloat16 on the CPU, of a clip uint8 [frames,height,width,3].
+def encode_clips(
+    vae: AutoencoderKLLTXVideo, clips: Sequence[np.ndarray], generators: Sequence[torch.Generator]
+) -> list[Tensor]:
+    """Normalised latents [C,F,H,W], bfloat16 on the CPU, of clips uint8 [frames,height,width,3] of one size.
 
     A sample of the posterior, then `(z - latents_mean) * scaling_factor / latents_std` per channel, as
     `LTXPipeline._normalize_latents`. Only the network runs in the VAE's dtype; sample and normalisation are
-    float32. `generator` must be on the CPU: the noise is then the same on every kind of device.
+    float32. There is a generator per clip, on the CPU: its noise is then the same on every kind of device and in
+    every company. The network's last bits may depend on the company.
     """
-    pixels = torch.from_numpy(frames).to(vae.device).permute(3, 0, 1, 2)[None]
+    pixels = torch.stack([torch.from_numpy(clip).to(vae.device).permute(3, 0, 1, 2) for clip in clips])
     posterior = vae.encode((pixels.float() / 127.5 - 1).to(vae.dtype)).latent_dist
     mean, logvar = posterior.mean.float().cpu(), posterior.logvar.float().cpu()
-    noise = torch.randn(mean.shape, generator=generator)
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
     z = mean + torch.exp(0.5 * logvar) * noise
     centre = vae.latents_mean.float().cpu().view(1, -1, 1, 1, 1)
     spread = vae.latents_std.float().cpu().view(1, -1, 1, 1, 1)
-    return ((z - centre) * vae.config.scaling_factor / spread)[0].to(torch.bfloat16)
+    return list(((z - centre) * vae.config.scaling_factor / spread).to(torch.bfloat16))

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.dataset import Dataset
+from shards.convert import convert
+from shards.dataset import Dataset, open_dataset
 from shards.reader import Reader
 from tests.support.datasets import write_dataset
 
@@ -65,6 +66,21 @@ def stock_webdataset(dataset: Dataset) -> None:
     urls = [str(dataset.root / name) for name in dataset.manifest.shards]
     for sample in webdataset.WebDataset(urls, shardshuffle=False):
         load(sample["safetensors"])
+
+
+def stock_streaming(dataset: Dataset) -> Callable[[], None]:
+    """MosaicML's StreamingDataset over MDS shards, in order; opened once, as it keeps objects in shared memory."""
+    from safetensors.torch import load
+
+    from shards.mds import streaming
+
+    samples = streaming().StreamingDataset(local=f"{dataset.root}/shards", shuffle=False, batch_size=STEP)
+
+    def read() -> None:
+        for sample in samples:
+            load(sample["safetensors"])
+
+    return read
 
 
 def pt_files(folder: Path) -> None:
@@ -134,13 +150,16 @@ def run(folder: Path, megabytes: int, repeats: int) -> None:
         shard_bytes=128 << 20,
     )
     write_pt_files(dataset, folder / "pt")
+    convert(dataset.root, folder / "mds", "mds")
+    mds = open_dataset(folder / "mds")
     nbytes, samples = int(dataset.manifest.nbytes.sum()), len(dataset.manifest)
     shards = len(dataset.manifest.shards)
     print(f"{samples} samples, {nbytes / 1e6:.0f} MB in {shards} shards, {os.cpu_count()} CPUs")
-    report(measure(all_methods(dataset, folder / "pt"), repeats), nbytes, samples)
+    print(f"load average of the last minute: {os.getloadavg()[0]:.1f}")
+    report(measure(all_methods(dataset, mds, folder / "pt"), repeats), nbytes, samples)
 
 
-def all_methods(dataset: Dataset, pt_folder: Path) -> dict[str, Callable[[], None]]:
+def all_methods(dataset: Dataset, mds: Dataset, pt_folder: Path) -> dict[str, Callable[[], None]]:
     methods: dict[str, Callable[[], None]] = {}
     step_bytes = int(dataset.manifest.nbytes.mean() * STEP)
     for name, size in (("8 MiB", 8 << 20), ("step size", step_bytes)):
@@ -154,6 +173,11 @@ def all_methods(dataset: Dataset, pt_folder: Path) -> dict[str, Callable[[], Non
             label = f"ours, {threads} thread{'s' * (threads > 1)}{', verified' * verify}"
             reader = Reader(dataset, threads=threads, verify=verify)
             methods[label] = lambda r=reader: our_reader(r, len(dataset.manifest))
+    for threads in (1, 2):
+        reader = Reader(mds, threads=threads, verify=False)
+        label = f"ours on MDS, {threads} thread{'s' * (threads > 1)}"
+        methods[label] = lambda r=reader: our_reader(r, len(mds.manifest))
+    methods["MDS StreamingDataset + load"] = stock_streaming(mds)
     methods["webdataset + safetensors.load"] = lambda: stock_webdataset(dataset)
     methods[".pt file per sample"] = lambda: pt_files(pt_folder)
     return methods

@@ -17,7 +17,7 @@ import yaml
 
 from shards.dataset import INFO_NAME, Dataset, write_info
 from shards.manifest import MANIFEST_NAME, Manifest, write_manifest
-from tests.support.bench import Bench, assert_refused, only_row
+from tests.support.bench import Bench, assert_refused
 from tests.support.datasets import write_dataset
 from tests.support.forked import launch, train
 from tests.support.runs import ROOT, environment, lora_blocks
@@ -275,11 +275,14 @@ def test_an_output_folder_that_is_a_file_is_named(bench: Bench) -> None:
 
 def test_a_truncated_shard_is_named(bench: Bench) -> None:
     root, manifest = bench.copy_of_dataset(), bench.dataset.manifest
-    row = only_row(bench.dataset, step=0, rank=0, size=1)
+    row = int(np.argmax(manifest.offset))  # the last one of its shard: all others are whole
     shard = root / manifest.shards[manifest.shard[row]]
     shard.write_bytes(shard.read_bytes()[: int(manifest.offset[row]) + 50])
-    ended = bench.run(blocks={"data": {"preprocessed_data_root": str(root)}})
-    assert_refused(ended, shard.relative_to(root), "before the end of the file", code=1)
+    ended = bench.run(blocks={"data": {"preprocessed_data_root": str(root), "max_damaged_samples": 0}})
+    assert_refused(ended, "data.max_damaged_samples: 0", root, manifest.keys[row], "ltx-shards doctor")
+    assert (
+        f"{shard.relative_to(root)}: sample {manifest.keys[row]!r}: bytes before the end" in ended.stderr[0]
+    )
 
 
 def test_a_missing_shard_is_named(bench: Bench) -> None:

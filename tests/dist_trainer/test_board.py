@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_trainer.board import Board
 from dist_trainer.config import load
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import RunFolder
 from tests.support.runs import lines, trained
 
@@ -97,6 +98,55 @@ def test_a_run_started_anew_in_its_folder_hides_the_steps_of_the_old_one(tmp_pat
     launch(run, 0, 2, 2).close()
     assert curve(run.tensorboard, "train/loss") == [(s, figures(s, 2)["train/loss"]) for s in (1, 2)]
     assert [record["step"] for record in lines(run.metrics)] == [1, 2]
+
+
+def replaced(step: int, launch: int = 0) -> Replaced:
+    return Replaced(
+        step, 0, launch, "a", "shards/000000.tar", "checksum: expected 1, found 2", 7, "b", ("c",)
+    )
+
+
+def test_a_replaced_sample_is_a_line_a_word_and_a_point_whatever_the_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path)
+    board = Board(run, 0, True, interval=4, total_steps=10)
+    for step in range(1, 5):
+        entries = [replaced(step)] if step == 2 else []
+        figures = {"train/loss": 1.0, "data/replaced": float(len(entries))}
+        shown = {"train/learning_rate": 1.0, "train/grad_norm": 1.0, "speed/tokens_per_s": 1.0}
+        shown |= {"time/step_s": 1.0, "pack/efficiency": 1.0}
+        board.step(StepMetrics(step, [0], [step], figures | shown, entries))
+    board.close()
+    assert curve(run.tensorboard, "data/replaced") == [(2, 1.0), (4, 0.0)]
+    assert [step for step, _ in curve(run.tensorboard, "train/loss")] == [4]
+    assert lines(run.replaced) == [
+        {
+            "step": 2,
+            "epoch": 0,
+            "id": 0,
+            "key": "a",
+            "shard": "shards/000000.tar",
+            "wrong": "checksum: expected 1, found 2",
+            "replacement_id": 7,
+            "replacement_key": "b",
+            "also_damaged": ["c"],
+        }
+    ]
+    said = (
+        "sample 'a' of shards/000000.tar is damaged (checksum: expected 1, found 2); trained 'b' in its place"
+    )
+    assert capsys.readouterr().out.splitlines()[0] == f"step 2: {said}"
+
+
+def test_replaced_samples_of_steps_after_a_resume_are_not_doubled(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for number, after, stop in ((1, 0, 7), (2, 4, 9)):
+        board = Board(run, after, False, 1, total_steps=10)
+        for step in range(after + 1, stop + 1):
+            board.step(StepMetrics(step, [0], [step], figures(step), [replaced(step, number)]))
+    expected = [(step, 1 if step <= 4 else 2) for step in range(1, 10)]
+    assert [(record["step"], record["id"]) for record in lines(run.replaced)] == expected
 
 
 def test_the_interval_thins_the_curves_but_keeps_the_last_step_and_all_lines(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_trainer.collate import Pack, collate, draws, idle
-from dist_trainer.conditioning import Recipe, build
+from dist_trainer.conditioning import Recipe, build, patchify
 from dist_trainer.loss import sample_sums
 from shards.errors import InputError
 from shards.geometry import Grid, Patch, Scale
@@ -14,6 +14,8 @@ from shards.sample import Sample
 CHANNELS, TEXT = 3, 8
 RECIPE = Recipe(Scale(8, 32), Patch(), mode="reference_video", first_frame_p=0.5, seed=11)
 SIZES = {"a": Grid(3, 2, 2), "b": Grid(1, 4, 2), "c": Grid(2, 2, 4), "d": Grid(5, 2, 2), "e": Grid(4, 4, 2)}
+# Each sample has a reference of its own size, these have a smaller one besides.
+SECOND = {"a": Grid(1, 1, 1), "e": Grid(4, 2, 1)}
 
 
 def _samples(text_tokens: int = 5) -> list[Sample]:
@@ -24,7 +26,11 @@ def _samples(text_tokens: int = 5) -> list[Sample]:
             sample_id(key),
             torch.randn(CHANNELS, *grid, generator=generator).bfloat16(),
             torch.randn(text_tokens + index, TEXT, generator=generator).bfloat16(),
-            (torch.randn(CHANNELS, *grid, generator=generator).bfloat16(),),
+            tuple(
+                torch.randn(CHANNELS, *size, generator=generator).bfloat16()
+                for size in (grid, SECOND.get(key))
+                if size
+            ),
             24.0 + index,
         )
         for index, (key, grid) in enumerate(SIZES.items())
@@ -83,6 +89,21 @@ def test_a_pack_is_its_samples_end_to_end() -> None:
         assert sigma == draw.sigma
 
 
+def test_samples_of_one_and_two_references_share_a_pack() -> None:
+    pack = _pack([0, 1, 2, 3, 4])
+    patch = RECIPE.patch
+    for key, length in zip(pack.keys, pack.lengths.values, strict=True):
+        own, second = SIZES[key].tokens(patch), SECOND[key].tokens(patch) if key in SECOND else 0
+        assert length == 2 * own + second
+        tokens, _, timesteps, coords, has_loss, *_ = _by_sample(pack)[key]
+        sample = next(sample for sample in _samples() if sample.key == key)
+        shown = torch.cat([patchify(reference.float(), patch) for reference in sample.references])
+        assert torch.equal(tokens[: own + second], shown)
+        assert not timesteps[: own + second].any()
+        assert not has_loss[: own + second].any()
+        assert torch.equal(coords[:own], coords[own + second :]), "a reference of its size lies on the target"
+
+
 def test_each_distinct_timestep_is_embedded_once() -> None:
     pack = _pack([0, 1, 2, 3, 4])
     assert pack.timesteps.dtype == pack.timestep_index.dtype == torch.int64
@@ -113,9 +134,7 @@ def test_moving_casts_what_the_model_multiplies_and_nothing_else() -> None:
 def test_a_pack_does_not_share_memory_with_what_was_read() -> None:
     recipe = Recipe(Scale(8, 32), Patch(), first_frame_p=1.0)
     sample = _samples()[0]
-    wide = Sample(
-        sample.key, sample.id, sample.latents.float(), sample.prompt_embeds.float(), (), sample.fps
-    )
+    wide = Sample(sample.key, sample.id, sample.latents.float(), sample.prompt_embeds.float(), (), sample.fps)
     pack = collate([wide], draws([wide], [0], recipe), recipe, [0], [1.0])
     before = pack.tokens.clone(), pack.text.clone()
     wide.latents.zero_()

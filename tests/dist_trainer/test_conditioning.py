@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import LTXConditionPipeline, LTXPipeline
@@ -30,14 +32,14 @@ SCALES = st.sampled_from([Scale(8, 32), Scale(4, 16), Scale(1, 8)])
 RATES = st.sampled_from([1.0, 23.976, 24.0, 25.0, 29.97, 30.0, 59.94])
 
 
-def _sample(grid: Grid, reference: Grid | None = None, channels: int = 3, fps: float = 24.0) -> Sample:
+def _sample(grid: Grid, *references: Grid, channels: int = 3, fps: float = 24.0) -> Sample:
     generator = torch.Generator().manual_seed(0)
 
     def latents(size: Grid) -> torch.Tensor:
         return torch.randn(channels, *size, generator=generator).bfloat16()
 
     text = torch.randn(4, 8, generator=generator).bfloat16()
-    return Sample("clip", 5, latents(grid), text, (latents(reference),) if reference else (), fps)
+    return Sample("clip", 5, latents(grid), text, tuple(latents(reference) for reference in references), fps)
 
 
 def _draw(grid: Grid, sigma: float = 0.25, first_frame: bool = False, channels: int = 3) -> Draw:
@@ -147,23 +149,78 @@ def test_a_single_frame_has_no_first_frame_to_keep() -> None:
 
 def test_the_reference_comes_first_clean_on_the_targets_positions() -> None:
     grid = Grid(2, 2, 2)
-    sample = _sample(grid, reference=grid)
+    sample = _sample(grid, grid)
     built = build(sample, _draw(grid), Recipe(Scale(8, 32), Patch(), mode="reference_video"))
     assert torch.equal(built.tokens[:8], patchify(sample.references[0].float(), Patch()))
     assert torch.equal(built.coords[:, :8], built.coords[:, 8:])
     assert (built.clean, len(built.tokens), len(built.target)) == (8, 16, 8)
 
 
+REFERENCED = Recipe(Scale(8, 32), Patch(), mode="reference_video")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_two_references_come_in_their_order_each_on_its_own_scale(causal: bool) -> None:
+    """Tokens and coordinates are those of each reference alone, laid before the target's."""
+    grid, half, still = Grid(3, 4, 4), Grid(3, 2, 2), Grid(1, 4, 4)
+    recipe = replace(REFERENCED, causal=causal)
+    sample = _sample(grid, half, still)
+    built = build(sample, _draw(grid), recipe)
+    parts = [build(replace(sample, references=(one,)), _draw(grid), recipe) for one in sample.references]
+    sizes = [half.tokens(Patch()), still.tokens(Patch())]
+    alone = [(part.tokens[:size], part.coords[:, :size]) for part, size in zip(parts, sizes, strict=True)]
+    target = sum(sizes)
+    assert torch.equal(built.tokens[:target], torch.cat([tokens for tokens, _ in alone]))
+    assert torch.equal(built.coords[:, :target], torch.cat([coords for _, coords in alone], dim=1))
+    assert torch.equal(built.tokens[target:], parts[0].tokens[sizes[0] :])
+    assert torch.equal(built.coords[:, target:], parts[0].coords[:, sizes[0] :])
+    assert torch.equal(built.target, parts[0].target)
+    assert built.clean == target
+
+
+def test_the_order_of_references_is_that_of_the_sample() -> None:
+    grid, half = Grid(2, 4, 4), Grid(2, 2, 2)
+    sample = _sample(grid, grid, half)
+    turned = replace(sample, references=sample.references[::-1])
+    one, other = (build(each, _draw(grid), REFERENCED) for each in (sample, turned))
+    own, small = grid.tokens(Patch()), half.tokens(Patch())
+    assert torch.equal(
+        other.tokens, torch.cat([one.tokens[own : own + small], one.tokens[:own], one.tokens[-own:]])
+    )
+
+
+@given(st.lists(st.integers(1, 3), max_size=4), st.booleans())
+def test_any_number_of_references_is_clean_and_without_loss(factors: list[int], first_frame: bool) -> None:
+    grid = Grid(3, 6, 6)
+    sizes = [Grid(3, 6 // factor, 6 // factor) for factor in factors]
+    recipe = REFERENCED if sizes else replace(REFERENCED, mode="none")
+    built = build(_sample(grid, *sizes), _draw(grid, first_frame=first_frame), recipe)
+    kept = first_frame_tokens(grid, Patch()) if first_frame else 0
+    assert built.clean == sum(size.tokens(Patch()) for size in sizes) + kept
+    assert built.target.numel() == loss_elements(grid, Patch(), first_frame, channels=3)
+    assert built.coords.shape[1] == len(built.tokens)
+
+
+def test_a_second_reference_that_does_not_fit_is_named() -> None:
+    grid = Grid(2, 4, 4)
+    with pytest.raises(InputError, match=r"'clip': reference latents \(2, 3, 4\).*along height"):
+        build(_sample(grid, grid, Grid(2, 3, 4)), _draw(grid), REFERENCED)
+    sample = _sample(grid, grid, grid)
+    thin = replace(sample, references=(sample.references[0], sample.references[1][:2]))
+    with pytest.raises(InputError, match="'clip': reference latents have 2 channels, the target's have 3"):
+        build(thin, _draw(grid), REFERENCED)
+
+
 def test_reference_and_first_frame_are_both_clean_and_contiguous() -> None:
     grid = Grid(3, 2, 2)
     recipe = Recipe(Scale(8, 32), Patch(), mode="reference_video")
-    built = build(_sample(grid, reference=grid), _draw(grid, first_frame=True), recipe)
+    built = build(_sample(grid, grid), _draw(grid, first_frame=True), recipe)
     assert (built.clean, len(built.target)) == (12 + 4, 8)
 
 
 def test_a_reference_is_left_out_when_the_mode_does_not_ask_for_it() -> None:
     grid = Grid(2, 2, 2)
-    built = build(_sample(grid, reference=grid), _draw(grid), Recipe(Scale(8, 32), Patch()))
+    built = build(_sample(grid, grid), _draw(grid), Recipe(Scale(8, 32), Patch()))
     assert (built.clean, len(built.tokens)) == (0, 8)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards.dataset import Dataset
-from shards.manifest import Manifest
+from shards.manifest import write_manifest
 from tests.support.bench import TOGETHER_S, Bench, assert_refused, only_row
 from tests.support.datasets import write_dataset
 from tests.support.forked import Kill, train
@@ -21,20 +22,15 @@ def bench(tmp_path: Path, model_folder: Path, paired_dataset: Dataset) -> Bench:
     return Bench(tmp_path, model_folder, paired_dataset)
 
 
-def flip(root: Path, manifest: Manifest, row: int) -> str:
-    """Change one bit in the last byte of a sample; returns the path of its shard."""
-    shard = manifest.shards[manifest.shard[row]]
-    content = bytearray((root / shard).read_bytes())
-    content[int(manifest.offset[row] + manifest.nbytes[row]) - 1] ^= 1
-    (root / shard).write_bytes(content)
-    return shard
-
-
-def test_a_flipped_bit_is_found_by_the_one_rank_that_reads_it(bench: Bench) -> None:
-    root, row = bench.copy_of_dataset(), only_row(bench.dataset, step=1, rank=1, size=2)
-    shard = flip(root, bench.dataset.manifest, row)
+def test_a_missing_shard_is_found_by_the_one_rank_that_reads_it(bench: Bench) -> None:
+    root, manifest = bench.copy_of_dataset(), bench.dataset.manifest
+    row = only_row(bench.dataset, step=1, rank=1, size=2)
+    # One sample of it is looked for elsewhere, so that all before it is there.
+    moved = manifest.shard.copy()
+    moved[row] = len(manifest.shards)
+    write_manifest(root, replace(manifest, shard=moved, shards=(*manifest.shards, "shards/gone.tar")))
     ended = bench.run(size=2, blocks={"data": {"preprocessed_data_root": str(root)}})
-    assert_refused(ended, shard, repr(bench.dataset.manifest.keys[row]), "checksum", code=1)
+    assert_refused(ended, "shards/gone.tar", repr(manifest.keys[row]), "No such file", code=1)
     assert ended.stderr[1].splitlines()[0] == ended.errors[0], "the rank that read it speaks"
     assert "rank 0 ends: rank 1 failed" in ended.stderr[0]
     assert "step 1/" in ended.stdout[0], "what came before it was trained"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from dist_trainer.family import FAMILIES, read_config
@@ -19,6 +20,11 @@ def test_a_model_folder_tells_its_family(model_folder: Path) -> None:
 def test_a_family_has_its_shape_and_its_packed_forward(name: str) -> None:
     assert callable(FAMILIES[name].shape)
     assert callable(FAMILIES[name].install)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_names_a_vae_that_there_is(name: str) -> None:
+    assert issubclass(getattr(diffusers, FAMILIES[name].VAE), diffusers.ModelMixin)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -9,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from dist_trainer import flow
 from dist_trainer.build import Data, build_data, run_state
 from dist_trainer.config import RunConfig
 from dist_trainer.feed import Fed, MicroStep, loader, micro_steps
+from dist_trainer.substitute import ATTEMPTS, drawn_as, substitutes
 from dist_trainer.world import World
-from shards.dataset import Dataset
+from shards.dataset import Dataset, open_dataset
+from shards.errors import ShardError
 from shards.reader import Reader
+from tests.support.damage import flip
+from tests.support.datasets import write_dataset
 from tests.support.runs import lora_blocks, tiny_config
 
 STEPS = 6
@@ -87,7 +93,7 @@ def test_a_run_that_goes_on_from_a_step_is_fed_what_was_left(data: Data, ranks: 
 
 
 def test_more_ranks_than_samples_leave_some_idle(data: Data, reader: Reader) -> None:
-    load = loader(reader, data.feeding, pin=False)
+    load = loader(reader, data.plan, data.dataset, data.feeding, pin=False)
     idle = [load(own[0]).pack for own in fed_to(data, 40, stop=1) if not len(own[0].positions)]
     assert len(idle) == 40 - min(40, len(data.plan.step(0).rows))
     for pack in idle:
@@ -97,7 +103,7 @@ def test_more_ranks_than_samples_leave_some_idle(data: Data, reader: Reader) -> 
 
 
 def packs_of(data: Data, reader: Reader, ranks: int) -> list[Fed]:
-    load = loader(reader, data.feeding, pin=False)
+    load = loader(reader, data.plan, data.dataset, data.feeding, pin=False)
     return [load(m) for own in fed_to(data, ranks) for m in own if len(m.positions)]
 
 
@@ -164,3 +170,140 @@ def test_another_seed_draws_otherwise(data: Data, reader: Reader) -> None:
     before = drawn(packs_of(data, reader, 1))
     after = drawn(packs_of(replace(data, feeding=other), reader, 1))
     assert all(after[place][0] != sigma for place, (sigma, _, _) in before.items())
+
+
+@pytest.fixture
+def damaged(data: Data, tmp_path: Path) -> Iterator[tuple[Data, set[int], Reader]]:
+    """The data with five samples damaged: one of each size, and the first to be tried for one of them."""
+    root = Path(shutil.copytree(data.dataset.root, tmp_path / "data"))
+    manifest = data.dataset.manifest
+    rows = {
+        int(np.flatnonzero((manifest.grid == grid).all(axis=1))[0])
+        for grid in np.unique(manifest.grid, axis=0)
+    }
+    rows.add(int(substitutes(manifest, data.plan.tokens, data.plan.seed, 0, min(rows))[0]))
+    for row in rows:
+        flip(root, row)
+    copied = replace(data, dataset=open_dataset(root))
+    with Reader(copied.dataset, threads=1) as opened:
+        yield copied, rows, opened
+
+
+def expected_row(data: Data, rows: set[int], row: int, epoch: int) -> int:
+    """The manifest row trained where `row` is planned, when `rows` are damaged."""
+    order = [row, *substitutes(data.dataset.manifest, data.plan.tokens, data.plan.seed, epoch, row).tolist()]
+    return next(other for other in order if other not in rows)
+
+
+def test_a_damaged_sample_is_replaced_by_the_first_sound_one_of_its_size(
+    damaged: tuple[Data, set[int], Reader],
+) -> None:
+    data, rows, reader = damaged
+    seen = set()
+    for fed in packs_of(data, reader, 2):
+        planned, epochs = (
+            column[fed.micro.positions] for column in (fed.micro.step.rows, fed.micro.step.epochs)
+        )
+        chosen = [expected_row(data, rows, int(r), int(e)) for r, e in zip(planned, epochs, strict=True)]
+        assert fed.rows.tolist() == chosen
+        assert list(fed.pack.keys) == list(data.dataset.manifest.keys[chosen])
+        assert list(fed.pack.lengths.values) == data.plan.tokens[planned].tolist(), "as planned"
+        assert set(planned.tolist()) & rows <= set(fed.damaged) <= rows
+        seen |= set(fed.damaged)
+    assert seen == rows
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_a_replacement_is_drawn_alike_on_any_number_of_ranks(
+    damaged: tuple[Data, set[int], Reader], ranks: int
+) -> None:
+    data, _, reader = damaged
+    alone, together = drawn(packs_of(data, reader, 1)), drawn(packs_of(data, reader, ranks))
+    for place, (sigma, target, weight) in alone.items():
+        assert together[place][0] == sigma
+        assert torch.equal(together[place][1], target)
+        assert together[place][2] == weight
+
+
+def test_everything_else_of_a_step_stays_as_it_was(data: Data, reader: Reader, damaged: tuple) -> None:
+    broken, rows, other = damaged
+    before, after = drawn(packs_of(data, reader, 1)), drawn(packs_of(broken, other, 1))
+    assert before.keys() == after.keys()
+    for (k, position), (sigma, target, weight) in before.items():
+        found = after[k, position]
+        # Same coin and size, so the same elements: weights do not move, of the replacement either.
+        assert found[2] == weight
+        assert found[1].shape == target.shape
+        replaced = int(data.plan.step(k).rows[position]) in rows
+        assert (found[0] == sigma and torch.equal(found[1], target)) is not replaced
+
+
+def test_a_replacement_is_not_noised_as_where_it_is_trained_for_itself(
+    damaged: tuple[Data, set[int], Reader],
+) -> None:
+    data, rows, reader = damaged
+    ids, recipe = data.dataset.manifest.ids, data.feeding.recipe
+    sigmas = {place: sigma for place, (sigma, _, _) in drawn(packs_of(data, reader, 1)).items()}
+    checked = 0
+    for (k, position), sigma in sigmas.items():
+        step = data.plan.step(k)
+        row, epoch = int(step.rows[position]), int(step.epochs[position])
+        if row not in rows:
+            continue
+        other = expected_row(data, rows, row, epoch)
+        size = data.dataset.manifest.target_tokens()[other]
+        own, mixed = (
+            flow.sigmas(recipe.seed, [epoch], [identity], [size], recipe.sampling)[0]
+            for identity in (ids[other], drawn_as(int(ids[row]), int(ids[other])))
+        )
+        assert sigma == mixed != own
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("weighting", ["sample", "token"])
+def test_a_replacement_of_another_size_takes_the_damaged_ones_share_of_the_loss(
+    model_folder: Path, tmp_path: Path, weighting: str
+) -> None:
+    """Both samples of the largest size are damaged: the weights of all elements still sum to one."""
+    grids = ((3, 4, 4), (2, 4, 4), (1, 4, 4))
+    dataset = write_dataset(tmp_path / "data", 6, channels=8, text_width=48, grids=grids)
+    blocks = {
+        "batching": {"samples_per_step": 6, "loss_weighting": weighting},
+        "conditioning": {"first_frame_conditioning_p": 0.5},
+    }
+    config = RunConfig.model_validate(tiny_config(model_folder, dataset.root, Path("run"), **blocks))
+    data = build_data(config, dataset, run_state(config, dataset, World(0, 1, 0), None))
+
+    def shares() -> list[float]:
+        with Reader(dataset, threads=1) as reader:
+            packs = [fed.pack for fed in packs_of(data, reader, 2)]
+        return [float(share) for pack in packs for share in (pack.weights.double() * pack.elements)]
+
+    before = shares()
+    for row in (0, 3):
+        flip(Path(dataset.root), row)
+    with Reader(dataset, threads=1) as reader:
+        trained = {row for fed in packs_of(data, reader, 2) for row in fed.rows.tolist()}
+    assert trained == {1, 2, 4, 5}
+    assert shares() == pytest.approx(before, rel=1e-6)
+    assert sum(before) == pytest.approx(STEPS)
+
+
+def test_where_all_substitutes_are_damaged_they_are_named(data: Data, tmp_path: Path) -> None:
+    root, manifest = Path(shutil.copytree(data.dataset.root, tmp_path / "data")), data.dataset.manifest
+    for row in range(len(manifest)):
+        flip(root, row)
+    broken = replace(data, dataset=open_dataset(root))
+    with Reader(broken.dataset, threads=1) as reader, pytest.raises(ShardError) as caught:
+        packs_of(broken, reader, 1)
+    for key in (caught.value.key, "xxh3_64 checksum", f"damage in all {ATTEMPTS} tried: clips/sample_"):
+        assert key in str(caught.value)
+
+
+def test_a_shard_that_is_not_there_is_not_taken_for_damage(data: Data, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data.dataset.root, tmp_path / "data"))
+    shutil.rmtree(root / "shards")
+    broken = replace(data, dataset=open_dataset(root))
+    with Reader(broken.dataset, threads=1) as reader, pytest.raises(ShardError, match="No such file"):
+        packs_of(broken, reader, 1)

@@ -14,7 +14,7 @@ STEP = Step(index=11, rows=np.array([7, 2, 5, 0]), epochs=np.zeros(4, dtype=np.i
 
 
 def reduced(losses: list[float], trained: list[int]) -> ReducedStep:
-    return ReducedStep(np.array(losses), np.array(trained, dtype=float), data_wait_s=0.0, peak_bytes=0.0)
+    return ReducedStep(np.array(losses), np.array(trained, float), STEP.rows, data_wait_s=0.0, peak_bytes=0.0)
 
 
 def test_a_step_trained_once_with_finite_losses_passes() -> None:
@@ -40,6 +40,13 @@ def test_samples_whose_loss_is_not_finite_are_named(value: float) -> None:
         reduced([0.1, value, 0.1, value], [1, 1, 1, 1]).check(STEP, KEYS)
 
 
+def test_a_replaced_sample_is_named_by_what_was_trained() -> None:
+    step = ReducedStep(np.array([0.1, np.nan]), np.ones(2), np.array([8, 2]), data_wait_s=0.0, peak_bytes=0.0)
+    planned = Step(index=11, rows=np.array([7, 5]), epochs=np.zeros(2, dtype=np.int64))
+    with pytest.raises(RuntimeError, match=r"not finite for samples clip_2;"):
+        step.check(planned, KEYS)
+
+
 @given(
     st.permutations(range(8)),
     st.lists(st.integers(1, 7), max_size=3),
@@ -54,18 +61,19 @@ def test_the_loss_does_not_depend_on_packs_and_their_order(
     sums = StepSums(samples=8, ranks=1, rank=0, device=torch.device("cpu"))
     for part in np.split(np.array(order), sorted(cuts)):
         positions = torch.from_numpy(part)
-        sums.add(positions, errors[positions])
+        sums.add(positions, errors[positions], 10 * part)
     result = sums.reduce(data_wait_s=0.25)
     assert result.losses.tolist() == errors.double().tolist()
     assert result.loss == float(errors.double().numpy().sum())
     assert result.trained.tolist() == [1.0] * 8
+    assert result.rows.tolist() == list(range(0, 80, 10))
     assert result.data_wait_s == 0.25
 
 
 @pytest.mark.usefixtures("alone")
 def test_each_rank_reports_into_its_own_place_and_the_largest_counts() -> None:
     sums = StepSums(samples=2, ranks=3, rank=1, device=torch.device("cpu"))
-    sums.add(torch.tensor([1]), torch.tensor([0.5], requires_grad=True))
+    sums.add(torch.tensor([1]), torch.tensor([0.5], requires_grad=True), np.array([7]))
     result = sums.reduce(data_wait_s=2.0)
     assert result.losses.tolist() == [0.0, 0.5]
     assert result.trained.tolist() == [0.0, 1.0]
@@ -77,7 +85,15 @@ def test_each_rank_reports_into_its_own_place_and_the_largest_counts() -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_sample_trained_twice_is_seen() -> None:
     sums = StepSums(samples=4, ranks=1, rank=0, device=torch.device("cpu"))
-    sums.add(torch.tensor([0, 1, 2, 3]), torch.ones(4))
-    sums.add(torch.tensor([2]), torch.ones(1))
+    sums.add(torch.tensor([0, 1, 2, 3]), torch.ones(4), STEP.rows)
+    sums.add(torch.tensor([2]), torch.ones(1), STEP.rows[2:3])
     with pytest.raises(RuntimeError, match=r"exactly once: clip_5$"):
         sums.reduce(0.0).check(STEP, KEYS)
+
+
+@pytest.mark.usefixtures("alone")
+def test_any_row_of_a_large_manifest_is_kept_exactly() -> None:
+    rows = np.array([0, 2**31 + 1, 2**52 + 1])
+    sums = StepSums(samples=3, ranks=1, rank=0, device=torch.device("cpu"))
+    sums.add(torch.tensor([0, 1, 2]), torch.ones(3), rows)
+    assert sums.reduce(0.0).rows.tolist() == rows.tolist()

@@ -3,12 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shards.cli import main
-from shards.geometry import Bucket
 from shards.manifest import MANIFEST_NAME
 from tests.support.datasets import write_dataset
 
@@ -95,55 +93,6 @@ def test_a_damaged_shard_is_one_line_too(
     path.write_bytes(path.read_bytes()[:1000])
     assert run(monkeypatch, "index", tmp_path) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: shards/000000.tar")
-
-
-def test_encode_passes_every_option_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import shards.prepare.encode as module
-
-    calls: list[Any] = []
-
-    def encode(*arguments: Any, options: module.EncodeOptions) -> module.EncodeReport:
-        calls.append((arguments, options))
-        return module.EncodeReport(Path("out"), 3, {"8x8x1": 3}, (), 0, 1.0)
-
-    monkeypatch.setattr(module, "encode", encode)
-    flags = "--caption-column c --media-column m --reference-column r --id-token TOK --reshape-mode random"
-    more = "--shard-bytes 1000 --seed 7 --device cpu --vae-tiling"
-    table = tmp_path / "t.csv"
-    code = run(
-        monkeypatch, "encode", table, "--model", "M", "--out", tmp_path, "--buckets", "8x8x1;16x8x9",
-        *flags.split(), *more.split(),
-    )  # fmt: skip
-    assert code == 0
-    assert "3 samples" in capsys.readouterr().out
-    assert calls[0][0] == (table, "M", tmp_path, (Bucket(8, 8, 1), Bucket(16, 8, 9)))
-    assert calls[0][1] == module.EncodeOptions(
-        caption_column="c",
-        media_column="m",
-        reference_column="r",
-        id_token="TOK",
-        reshape_mode="random",
-        shard_bytes=1000,
-        seed=7,
-        device="cpu",
-        vae_tiling=True,
-    )
-
-
-def test_unset_options_are_those_of_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shards.prepare.encode as module
-
-    seen: list[Any] = []
-
-    def encode(*_: Any, options: module.EncodeOptions) -> module.EncodeReport:
-        seen.append(options)
-        return module.EncodeReport(tmp_path, 1, {}, (), 0, 1.0)
-
-    monkeypatch.setattr(module, "encode", encode)
-    run(monkeypatch, "encode", "t.csv", "--model", "M", "--out", tmp_path, "--buckets", "8x8x1")
-    assert seen == [module.EncodeOptions()]
 
 
 def test_the_module_is_the_command() -> None:

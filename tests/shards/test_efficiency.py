@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from shards import efficiency
-from shards.efficiency import Efficiency, advice, render, report
+from shards.efficiency import Efficiency, advice, outlook, render, render_outlook, report
 from shards.errors import InputError
 from shards.pack import Layout
 from shards.plan import Batching
@@ -143,3 +144,15 @@ def test_the_table_says_when_it_rests_on_some_of_the_steps() -> None:
     assert "evenly spaced" not in whole
     assert "97.0" in sampled
     assert "97.0" not in whole
+
+
+def test_the_outlook_needs_no_description_of_a_run() -> None:
+    tokens = np.array([160, 4032, 29040] * 40, np.int64)
+    rows = outlook(tokens, np.arange(len(tokens), dtype=np.uint64))
+    assert [(row.ranks, row.samples_per_step) for row in rows] == [
+        (ranks, ranks * each) for ranks in (8, 64, 512) for each in (1, 8)
+    ]
+    assert all(row.mix == "random" and row.other_useful is not None and row.dropped == 0 for row in rows)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_outlook(rows))
+    assert "mix similar %" in console.export_text()

@@ -15,8 +15,9 @@ from safetensors.torch import load
 from shards.buffers import BufferPool
 from shards.dataset import Dataset
 from shards.errors import ShardError
+from shards.files import OpenFiles
 from shards.header import reference_names
-from shards.reader import Reader, _Files
+from shards.reader import Reader
 from shards.sample import Sample
 from tests.support.datasets import write_dataset
 
@@ -207,7 +208,7 @@ def test_pinning_is_passed_over_without_cuda(dataset: Dataset) -> None:
 
 
 def test_few_files_stay_open_and_none_in_use_is_closed(dataset: Dataset) -> None:
-    files = _Files(dataset.root, limit=2)
+    files = OpenFiles(dataset.root, limit=2)
     names = dataset.manifest.shards[:4]
     with files.open(names[0]) as first:
         for name in names[1:]:

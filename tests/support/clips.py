@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -35,6 +37,21 @@ def write_ramp(
     """Write a `ramp` in the colour of that number of `PALETTE`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_clip(path, ramp(frames, width, height, PALETTE[colour]), fps)
+    return path
+
+
+def write_lossless(path: Path, frames: np.ndarray, times: list[int], rate: int = 1000) -> Path:
+    """Frames of any size at `times` in milliseconds; the header says `rate`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for frame, time in zip(frames, times, strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -11,6 +10,7 @@ from shards.dataset import Dataset, DatasetInfo, Source, open_dataset, pack_embe
 from shards.geometry import Bucket, Scale
 from shards.manifest import write_manifest
 from shards.sample import payload
+from shards.storage import Root
 from shards.tar import ShardWriter, sample_json
 
 GRIDS = ((1, 4, 4), (2, 4, 3), (3, 2, 4), (1, 6, 2))
@@ -18,7 +18,7 @@ SCALE = Scale(4, 8)
 
 
 def write_dataset(
-    root: Path,
+    root: Root,
     samples: int = 8,
     *,
     channels: int = 4,
@@ -32,13 +32,15 @@ def write_dataset(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = 64 << 10,
     info: DatasetInfo | None = None,
+    vae: Source | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Write ``samples`` random samples under ``root`` and open them.
 
     Sample i takes entry ``i % len`` of ``grids`` (latent F, H, W), ``references`` (the same, or None),
     ``text_lengths`` and ``fps``. The same arguments give the same bytes. ``info`` replaces the dataset.json
-    that would be made from ``channels``, ``text_width`` and ``scale``.
+    that would be made from ``channels``, ``text_width``, ``scale`` and ``vae``: training refuses another than its
+    model's (`tests.support.models.tiny_source`).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -47,7 +49,7 @@ def write_dataset(
 
     names = keys or [f"clips/sample_{number:05d}" for number in range(samples)]
     null_embeds = noise(2, text_width)
-    with ShardWriter(Path(root), max_bytes=shard_bytes) as writer:
+    with ShardWriter(root, max_bytes=shard_bytes) as writer:
         for number in range(samples):
             grid, reference = grids[number % len(grids)], references[number % len(references)]
             tensors = {
@@ -69,16 +71,16 @@ def write_dataset(
             writer.add(names[number], meta, payload(tensors))
         manifest = writer.manifest()
     write_info(
-        Path(root),
+        root,
         info
         or DatasetInfo(
             channels=channels,
             text_width=text_width,
             scale=scale,
-            vae=Source("random", f"vae-{seed}"),
+            vae=vae or Source("random", f"vae-{seed}"),
             text_encoder=Source("random", f"text-{seed}"),
             null_prompt_embeds=pack_embeds(null_embeds),
         ),
     )
-    write_manifest(Path(root), manifest)
-    return open_dataset(Path(root))
+    write_manifest(root, manifest)
+    return open_dataset(root)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from dist_trainer.tiny import write_tiny_model
+from shards.dataset import Source
 
 
 @functools.cache
@@ -17,3 +18,14 @@ def tiny_model() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tiny_model_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return write_tiny_model(folder)
+
+
+@functools.cache
+def tiny_source() -> Source:
+    """What dataset.json says of the tiny model's VAE."""
+    import torch
+
+    from shards.prepare.models import fingerprint, load_vae
+
+    vae = load_vae(tiny_model(), torch.float32)
+    return Source("tiny", fingerprint(vae), type(vae).__name__)

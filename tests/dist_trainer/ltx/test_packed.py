@@ -28,31 +28,30 @@ class Alone:
     timestep: int
     fps: float = 24.0
     clean: int = 0  # leading clean tokens of the target
-    reference: Grid | None = None
+    references: tuple[Grid, ...] = ()  # each smaller by one factor in height and width, or not at all
     causal: bool = False
 
     @property
     def coords(self) -> Tensor:
-        own = coordinates(self.grid, self.fps, SCALE, PATCH, self.causal)
-        if self.reference is None:
-            return own
-        factor = self.grid.height // self.reference.height
-        scale = ReferenceScale(height=factor, width=factor)
-        return torch.cat(
-            [coordinates(self.reference, self.fps, SCALE, PATCH, self.causal, scale), own], dim=1
-        )
+        parts = []
+        for grid in (*self.references, self.grid):
+            factor = self.grid.height // grid.height
+            scale = ReferenceScale(height=factor, width=factor)
+            parts.append(coordinates(grid, self.fps, SCALE, PATCH, self.causal, scale))
+        return torch.cat(parts, dim=1)
 
     @property
     def timesteps(self) -> Tensor:
         per_token = torch.full((self.coords.shape[1],), self.timestep)
-        per_token[: self.clean + (self.reference.tokens(PATCH) if self.reference else 0)] = 0
+        per_token[: self.clean + sum(reference.tokens(PATCH) for reference in self.references)] = 0
         return per_token
 
 
 T2V = Alone(Grid(3, 4, 2), 7, 901)
 FIRST_FRAME = Alone(Grid(3, 2, 2), 3, 250, clean=4)
-REFERENCE = Alone(Grid(2, 4, 4), 5, 640, reference=Grid(2, 4, 4))
-SMALL_REFERENCE = Alone(Grid(2, 4, 4), 1, 13, clean=16, reference=Grid(2, 2, 2), causal=True)
+REFERENCE = Alone(Grid(2, 4, 4), 5, 640, references=(Grid(2, 4, 4),))
+SMALL_REFERENCE = Alone(Grid(2, 4, 4), 1, 13, clean=16, references=(Grid(2, 2, 2),), causal=True)
+TWO_REFERENCES = Alone(Grid(2, 4, 4), 9, 333, clean=16, references=(Grid(2, 2, 2), Grid(2, 4, 4)))
 IMAGE = Alone(Grid(1, 3, 5), 11, 901, fps=1.0)
 OTHER_FPS = Alone(Grid(5, 2, 3), 2, 1000, fps=29.97)
 CAUSAL = Alone(Grid(4, 2, 2), 6, 77, fps=30.0, causal=True)
@@ -62,8 +61,9 @@ PACKS = {
     "first_frame": [FIRST_FRAME],
     "reference": [REFERENCE],
     "smaller_reference": [SMALL_REFERENCE],
+    "two_references": [TWO_REFERENCES],
     "image": [IMAGE],
-    "mixed": [T2V, FIRST_FRAME, IMAGE, REFERENCE, OTHER_FPS, SMALL_REFERENCE, CAUSAL],
+    "mixed": [T2V, FIRST_FRAME, IMAGE, REFERENCE, OTHER_FPS, SMALL_REFERENCE, CAUSAL, TWO_REFERENCES],
 }
 
 
@@ -108,7 +108,7 @@ def _by_diffusers(model, sample: Alone, tokens: Tensor, text: Tensor) -> Tensor:
     """The unmodified forward: padded text masked; plain grids by F, H, W, others by coordinates."""
     padded = torch.cat([text, torch.full((16 - len(text), TEXT), 3.0, dtype=text.dtype)])
     mask = (torch.arange(16) < len(text)).long()
-    if sample.reference is None and not sample.causal:
+    if not sample.references and not sample.causal:
         place = {
             **dict(zip(("num_frames", "height", "width"), sample.grid, strict=True)),
             "rope_interpolation_scale": (SCALE.temporal / sample.fps, SCALE.spatial, SCALE.spatial),

@@ -1,20 +1,30 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import InputError
 from shards.geometry import Bucket, Scale
-from shards.prepare.assign import Decoded, Failure, Job, assign, check_buckets, choose_bucket, decode
+from shards.prepare.assign import (
+    Clip,
+    Failure,
+    Rules,
+    Window,
+    assign,
+    check_buckets,
+    choose_bucket,
+    starts,
+)
 from shards.prepare.table import Row
 from shards.prepare.video import ClipInfo
 from tests.support.clips import write_ramp
 
 BUCKETS = Bucket.parse_list("64x64x1,64x64x9,96x64x9,64x96x9,128x96x17,128x128x17,512x512x17")
+SCALE = Scale(4, 16)
 
 
 @pytest.mark.parametrize(
@@ -54,65 +64,136 @@ def test_a_clip_that_fills_no_bucket_has_none() -> None:
 
 @pytest.mark.parametrize("bucket", ["64x64x8", "72x64x9", "64x40x9"])
 def test_buckets_must_fit_the_vae(bucket: str) -> None:
-    check_buckets(Bucket.parse_list("64x64x9,96x64x13"), Scale(4, 16))
+    check_buckets(Bucket.parse_list("64x64x9,96x64x13"), SCALE)
     with pytest.raises(InputError, match=f"bucket {bucket} does not fit the VAE"):
-        check_buckets(Bucket.parse_list(f"64x64x9,{bucket}"), Scale(4, 16))
-    with pytest.raises(InputError, match="no resolution bucket"):
-        check_buckets((), Scale(4, 16))
+        check_buckets(Bucket.parse_list(f"64x64x9,{bucket}"), SCALE)
 
 
-def row(folder: Path, name: str, reference: str | None = None) -> Row:
-    return Row(name.replace(".", "_"), "", name, folder / name, folder / reference if reference else None)
+@given(
+    frames=st.integers(1, 400),
+    length=st.integers(1, 60),
+    most=st.one_of(st.none(), st.integers(1, 12)),
+    step=st.integers(1, 4),
+)
+def test_windows_do_not_overlap_and_span_the_clip(
+    frames: int, length: int, most: int | None, step: int
+) -> None:
+    frames = max(frames, length)
+    found = starts(frames, length, most, step)
+    assert found[0] == 0
+    assert all(start % step == 0 for start in found)
+    assert found[-1] + length <= frames
+    assert all(after - before >= length for before, after in pairwise(found))
+    assert most is None or len(found) <= most
+    if len(found) > 1:
+        assert found[-1] + length > frames - step, "the last window ends with the clip"
+    if most is None:
+        assert (len(found) + 1) * -(-length // step) * step > frames - step, "another one would not fit"
+    gaps = [after - before for before, after in pairwise(found)]
+    assert not gaps or max(gaps) - min(gaps) <= step, "evenly spread"
 
 
-def test_every_row_gives_a_job_or_a_reason_in_order(tmp_path: Path) -> None:
+def row(folder: Path, name: str, *references: str) -> Row:
+    paths = tuple(folder / reference for reference in references)
+    return Row(name.replace(".", "_"), "", name, folder / name, paths)
+
+
+def rules(buckets: str, **changes) -> Rules:
+    return Rules(Bucket.parse_list(buckets), SCALE, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "reason"),
+    [
+        ("good.mp4", [], None),
+        ("good.mp4", ["good.mp4"], None),
+        ("good.mp4", ["good.mp4", "still.png"], None),
+        ("short.mp4", [], "5 frames, the shortest video bucket 64x64x9 needs 9"),
+        ("still.png", [], "a picture needs a bucket of 1 frame: add for example 64x64x1"),
+        ("broken.mp4", [], "Invalid data found when processing input"),
+        ("empty.mp4", [], "the file is empty"),
+        ("empty.png", [], "cannot identify image file '{}/empty.png'"),
+        ("good.mp4", ["short.mp4"], "its reference short.mp4: 5 frames, the clip has 12"),
+        ("good.mp4", ["good.mp4", "empty.mp4"], "its reference empty.mp4: the file is empty"),
+    ],
+)
+def test_a_row_becomes_a_clip_or_a_reason(
+    tmp_path: Path, name: str, references: list[str], reason: str | None
+) -> None:
     write_ramp(tmp_path / "good.mp4", 12)
     write_ramp(tmp_path / "short.mp4", 5)
     write_ramp(tmp_path / "still.png", 1)
     (tmp_path / "broken.mp4").write_bytes(b"no")
-    rows = [
-        row(tmp_path, "short.mp4"),
-        row(tmp_path, "good.mp4"),
-        row(tmp_path, "broken.mp4"),
-        row(tmp_path, "still.png"),
-        row(tmp_path, "good.mp4", "short.mp4"),
-        row(tmp_path, "good.mp4", "broken.mp4"),
-        row(tmp_path, "good.mp4", "good.mp4"),
-    ]
-    found = list(assign(rows, Bucket.parse_list("64x64x9")))
-    assert [type(entry) for entry in found] == [Failure, Job, Failure, Failure, Failure, Failure, Job]
-    reasons = [entry.reason for entry in found if isinstance(entry, Failure)]
-    for reason, words in zip(
-        reasons,
-        [
-            "5 frames, the shortest bucket needs 9",
-            "",
-            "add for example 64x64x1",
-            "short.mp4 has 5 frames, 9",
-            "reference broken.mp4",
-        ],
-        strict=True,
-    ):
-        assert words in reason
-    assert found[1].info == ClipInfo(12, 64, 64, 24.0)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "empty.png").touch()
+    found = assign(row(tmp_path, name, *references), rules("64x64x9"))
+    if reason is None:
+        assert isinstance(found, Clip)
+        assert found.info == ClipInfo(12, 64, 64, 24.0)
+        assert found.windows == (Window("good_mp4", 0),)
+        assert [reference.path.name for reference in found.references] == references
+    else:
+        assert found == Failure(name, reason.format(tmp_path))
 
 
-@pytest.mark.parametrize("mode", ["center", "random"])
-def test_clip_and_reference_are_cut_at_the_same_place(tmp_path: Path, mode: str) -> None:
-    write_ramp(tmp_path / "a.mp4", 9, 128, 64)
-    write_ramp(tmp_path / "b.mp4", 12, 128, 64)
-    lefts = set()
-    for key in ("k1", "k2", "k3"):
-        job = Job(
-            Row(key, "", "a.mp4", tmp_path / "a.mp4", tmp_path / "b.mp4"),
-            ClipInfo(9, 128, 64, 24.0),
-            Bucket(64, 64, 9),
-        )
-        clip = decode(job, 7, mode)
-        assert isinstance(clip, Decoded)
-        assert clip.reference is not None
-        assert clip.target.shape == clip.reference.shape == (9, 64, 64, 3)
-        assert np.abs(clip.target[0].astype(int) - clip.reference[0]).max() < 8
-        assert np.array_equal(clip.target, decode(job, 7, mode).target)
-        lefts.add(int(clip.target[0, :, 0].sum()))
-    assert len(lefts) == (1 if mode == "center" else 3)
+@pytest.mark.parametrize(
+    ("buckets", "short_videos", "bucket"),
+    [
+        ("64x64x1,64x64x9", "leave", None),
+        ("64x64x1,64x64x9", "picture", "64x64x1"),
+        ("64x64x1", "leave", "64x64x1"),
+        ("64x64x9", "picture", None),
+    ],
+)
+def test_a_short_video_becomes_a_picture_only_where_that_was_asked_for(
+    tmp_path: Path, buckets: str, short_videos: str, bucket: str | None
+) -> None:
+    write_ramp(tmp_path / "short.mp4", 5)
+    found = assign(row(tmp_path, "short.mp4"), rules(buckets, short_videos=short_videos))
+    if bucket is None:
+        assert found == Failure("short.mp4", "5 frames, the shortest video bucket 64x64x9 needs 9")
+    else:
+        assert isinstance(found, Clip)
+        assert str(found.bucket) == bucket
+
+
+def test_pictures_and_videos_of_one_frame_go_to_buckets_of_one_frame(tmp_path: Path) -> None:
+    for name in ("still.png", "one.mp4", "one.gif"):
+        write_ramp(tmp_path / name, 1) if name != "one.gif" else _gif(tmp_path / name)
+        found = assign(row(tmp_path, name), rules("64x64x1,64x64x9"))
+        assert isinstance(found, Clip), found
+        assert (str(found.bucket), found.info.fps) == ("64x64x1", 1.0)
+
+
+def _gif(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        (1, {"a": 0}),
+        (2, {"a-w0": 0, "a-w1": 21}),
+        (3, {"a-w0": 0, "a-w1": 10, "a-w2": 21}),
+        (9, {"a-w0": 0, "a-w1": 10, "a-w2": 21}),
+        (None, {"a-w0": 0, "a-w1": 10, "a-w2": 21}),
+    ],
+)
+def test_windows_have_keys_of_their_own_where_more_than_one_was_asked_for(
+    tmp_path: Path, windows: int | None, expected: dict[str, int]
+) -> None:
+    write_ramp(tmp_path / "a.mp4", 30)
+    found = assign(Row("a", "", "a.mp4", tmp_path / "a.mp4"), rules("64x64x9", windows=windows))
+    assert isinstance(found, Clip)
+    assert dict(found.windows) == expected
+
+
+def test_windows_start_where_a_slower_reference_has_a_frame(tmp_path: Path) -> None:
+    write_ramp(tmp_path / "a.mp4", 33, fps=24)
+    write_ramp(tmp_path / "r.mp4", 17, fps=12)
+    found = assign(row(tmp_path, "a.mp4", "r.mp4"), rules("64x64x9", windows=None))
+    assert isinstance(found, Clip)
+    assert [window.start for window in found.windows] == [0, 12, 24]
+    assert [found.references[0].start(window.start) for window in found.windows] == [0, 6, 12]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shards.geometry import Bucket, Scale
-from shards.prepare.assign import Job, assign, check_buckets
+from shards.prepare.assign import Clip, Rules, assign, check_buckets
 from shards.prepare.shapes import BUCKETS, Scene, draw, edges, render
 from shards.prepare.table import read_table
 from shards.prepare.video import probe
@@ -40,8 +40,9 @@ def test_demo_has_sizes_lengths_rates_pictures_and_references(folder: Path) -> N
 def test_buckets_take_every_clip_without_scaling(folder: Path, scale: Scale) -> None:
     buckets = Bucket.parse_list(BUCKETS)
     check_buckets(buckets, scale)
-    for job in assign(read_table(folder / "dataset.json"), buckets):
-        assert isinstance(job, Job)
+    for row in read_table(folder / "dataset.json"):
+        job = assign(row, Rules(buckets, scale))
+        assert isinstance(job, Clip)
         assert (job.bucket.width, job.bucket.height) == (job.info.width, job.info.height)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import InputError
-from shards.prepare.table import read_table, sample_keys
+from shards.prepare.table import check_media, digest, read_table, sample_keys
 from shards.tar import check_key
 
 ENTRIES = [
@@ -20,6 +20,7 @@ ENTRIES = [
 
 
 def write_table(path: Path, entries: list[dict]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     if path.suffix == ".csv":
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(entries[0]))
@@ -44,7 +45,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> No
     assert [row.key for row in rows] == ["clips__a_mp4", "b_v1_mp4", "b_v2_mp4"]
     assert [row.source for row in rows] == [entry["media_path"] for entry in ENTRIES]
     assert rows[0].media == tmp_path / "clips/a.mp4"
-    assert [row.reference for row in rows] == [tmp_path / "edges/a.mp4", None, None]
+    assert [row.references for row in rows] == [(tmp_path / "edges/a.mp4",), (), ()]
+    check_media(tmp_path / name, rows)
 
 
 def test_columns_can_have_other_names(tmp_path: Path) -> None:
@@ -52,15 +54,34 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
     table = tmp_path / "t.json"
     table.write_text(json.dumps([{"text": "x", "video": "clips/a.mp4", "depth": "edges/a.mp4"}]))
     (row,) = read_table(table, caption="text", media="video", reference="depth")
-    assert (row.caption, row.media.name, row.reference) == ("x", "a.mp4", tmp_path / "edges/a.mp4")
+    assert (row.caption, row.media.name, row.references) == ("x", "a.mp4", (tmp_path / "edges/a.mp4",))
 
 
 def test_references_are_optional_under_their_usual_name_only(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.json", [{"caption": "x", "media_path": "a.mp4"}])
-    assert read_table(table)[0].reference is None
+    assert read_table(table)[0].references == ()
     with pytest.raises(InputError, match="row 1: no column 'depth'"):
         read_table(table, reference="depth")
-    assert read_table(write_table(tmp_path / "u.json", ENTRIES), reference=None)[0].reference is None
+    assert read_table(write_table(tmp_path / "u.json", ENTRIES), reference=None)[0].references == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "column", "expected"),
+    [
+        ("t.csv", {"reference_path": "d.mp4; e.mp4"}, "reference_path", ["d.mp4", "e.mp4"]),
+        ("t.json", {"reference_path": ["d.mp4", "e.mp4"]}, "reference_path", ["d.mp4", "e.mp4"]),
+        ("t.jsonl", {"reference_path": "d;e.mp4"}, "reference_path", ["d;e.mp4"]),
+        ("t.json", {"depth": "d.mp4", "edges": "e.mp4"}, "edges, depth", ["e.mp4", "d.mp4"]),
+        ("t.csv", {"depth": "d.mp4;f.mp4", "edges": "e.mp4"}, "depth,edges", ["d.mp4", "f.mp4", "e.mp4"]),
+        ("t.csv", {"depth": "", "edges": ""}, "depth,edges", []),
+        ("t.json", {"depth": None, "edges": []}, "depth,edges", []),
+    ],
+)
+def test_a_row_may_have_several_references(
+    tmp_path: Path, name: str, cells: dict, column: str, expected: list[str]
+) -> None:
+    table = write_table(tmp_path / name, [{"caption": "x", "media_path": "a.mp4", **cells}])
+    assert read_table(table, reference=column)[0].references == tuple(tmp_path / path for path in expected)
 
 
 GOOD = '{"caption": "x", "media_path": "a.mp4"}'
@@ -82,14 +103,13 @@ GOOD = '{"caption": "x", "media_path": "a.mp4"}'
         ("t.json", '[{"caption": null, "media_path": "a.mp4"}]', "row 1: column 'caption' holds None"),
         (
             "t.json",
-            f'[{GOOD}, {{"caption": "x", "media_path": "gone.mp4"}}]',
-            "1 media.*row 2, media_path: gone.mp4",
+            '[{"caption": "x", "media_path": "a.mp4", "reference_path": 3}]',
+            "row 1: column 'reference_path' holds 3, expected text or a list of it",
         ),
-        ("t.json", '[{"caption": "x", "media_path": ""}]', "row 1, media_path"),
         (
             "t.json",
-            '[{"caption": "x", "media_path": "a.mp4", "reference_path": "r.mp4"}]',
-            "row 1, reference_path: r.mp4",
+            '[{"caption": "x", "media_path": "a.mp4", "reference_path": ["", "r.mp4"]}]',
+            r"row 1: column 'reference_path' holds an empty path among others: \['', 'r.mp4'\]",
         ),
         ("t.jsonl", f"{GOOD}\n\n{{]", "line 3: not valid JSON"),
         ("t.csv", "caption,path\nx,a.mp4\n", "row 1: no column 'media_path'"),
@@ -104,6 +124,45 @@ def test_unusable_tables_are_refused_with_file_row_and_column(
     with pytest.raises(InputError, match=message) as error:
         read_table(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_row_that_fills_some_reference_columns_is_refused(tmp_path: Path) -> None:
+    """Its only reference would be trained as the first, which in other rows is of another kind."""
+    table = tmp_path / "t.csv"
+    table.write_text("caption,media_path,depth,edges\nx,a.mp4,,e.mp4\n")
+    with pytest.raises(InputError) as error:
+        read_table(table, reference="depth,edges")
+    assert str(error.value) == (
+        f"{table}: row 1: column 'depth' is empty and 'edges' is not: a row has references in all reference "
+        "columns or in none."
+    )
+
+
+def test_missing_files_are_all_counted_and_the_first_named(tmp_path: Path) -> None:
+    table = tmp_path / "t.json"
+    names = ["a.mp4", *(f"gone{number}.mp4" for number in range(6)), ""]
+    entries: list[dict] = [{"caption": "x", "media_path": name} for name in names]
+    entries[0]["reference_path"] = "r.mp4"
+    table.write_text(json.dumps(entries))
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError) as error:
+        check_media(table, read_table(table))
+    assert str(error.value) == (
+        f"{table}: 8 media file(s) not found, looked for relative to {tmp_path}: r.mp4 (of a.mp4); gone0.mp4; "
+        "gone1.mp4; gone2.mp4; gone3.mp4; .... Correct the paths or take those rows out."
+    )
+
+
+def test_the_digest_follows_what_rows_say_and_not_where_or_how_they_are_written(tmp_path: Path) -> None:
+    first = write_table(tmp_path / "a" / "t.csv", ENTRIES)
+    other = write_table(tmp_path / "b" / "t.jsonl", [{**entry, "more": 1} for entry in ENTRIES])
+    assert digest(first, read_table(first)) == digest(other, read_table(other))
+    seen = {digest(first, read_table(first))}
+    for change in ({"caption": "y"}, {"media_path": "c.mp4"}, {"reference_path": "edges/b.mp4"}):
+        changed = write_table(tmp_path / "c.json", [{**ENTRIES[0], **change}, *ENTRIES[1:]])
+        seen.add(digest(changed, read_table(changed)))
+    shuffled = write_table(tmp_path / "d.json", ENTRIES[::-1])
+    assert len(seen | {digest(shuffled, read_table(shuffled))}) == 5
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:

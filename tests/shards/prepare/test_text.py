@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import LTXPipeline
 
 from shards.prepare.models import load_text_encoder, load_tokenizer
-from shards.prepare.text import PromptFile, encode_prompt, prompt_of
+from shards.prepare.text import encode_prompt, prompt_of
 from tests.support.models import tiny_model
 
 PROMPTS = ("", "a red square moves left", "A zebra, 3 rings & more!", "red " * 100)
@@ -52,16 +50,6 @@ def test_trigger_word_comes_first(token: str | None, prompt: str) -> None:
     assert prompt_of("a cat", token) == prompt
 
 
-def test_prompt_file_gives_back_every_prompt_and_encodes_each_once(tmp_path: Path) -> None:
-    tokenizer, encoder = load_tokenizer(tiny_model()), load_text_encoder(tiny_model(), torch.float32)
-    calls = []
-    encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    prompts = PromptFile(tmp_path)
-    for prompt in PROMPTS + PROMPTS[::-1]:
-        prompts.add(tokenizer, encoder, prompt, 32)
-    assert len(calls) == len(PROMPTS)
-    assert prompts.cut == 1
-    for prompt in reversed(PROMPTS):
-        assert torch.equal(prompts[prompt], encode_prompt(tokenizer, encoder, prompt, 32)[0])
-    prompts.close()
-    assert not list(tmp_path.iterdir())
+def test_trigger_word_stands_alone_where_there_is_no_caption() -> None:
+    assert prompt_of("", " MYTOK ") == "MYTOK"
+    assert prompt_of("", None) == ""

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.prepare.video import ClipError, ClipInfo, cover, probe, read_clip, write_clip
-from tests.support.clips import PALETTE, filmed, ramp, write_ramp
+from shards.prepare.video import ClipError, ClipInfo, cover, probe, read_clip, read_windows, write_clip
+from tests.support.clips import PALETTE, filmed, ramp, write_lossless, write_ramp
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -50,6 +50,91 @@ def test_length_is_counted_where_the_header_has_none(tmp_path: Path) -> None:
     assert probe(path).frames == 7
 
 
+def write_gif(path: Path, frames: int, durations: int | list[int] = 100) -> Path:
+    pictures = [Image.fromarray(frame) for frame in ramp(frames, 51, 33, PALETTE[0])]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations)
+    return path
+
+
+def test_gifs_are_clips_and_one_of_one_frame_is_a_picture(tmp_path: Path) -> None:
+    assert probe(write_gif(tmp_path / "many.gif", 7)) == ClipInfo(7, 51, 33, 10.0)
+    assert probe(write_gif(tmp_path / "one.gif", 1)) == ClipInfo(1, 51, 33, 1.0)
+    assert read_clip(tmp_path / "many.gif", 7).shape == (7, 33, 51, 3)
+    assert read_clip(tmp_path / "one.gif", 1).shape == (1, 33, 51, 3)
+
+
+def test_sizes_may_be_odd(tmp_path: Path) -> None:
+    frames = ramp(5, 51, 33, PALETTE[1])
+    path = write_lossless(tmp_path / "a.mkv", frames, [40 * number for number in range(5)], 25)
+    assert probe(path) == ClipInfo(5, 51, 33, 25.0)
+    assert np.array_equal(read_clip(path, 5), frames)
+    assert read_clip(path, 5, cover(64, 32)).shape == (5, 32, 64, 3)
+
+
+def test_windows_of_a_recording_of_variable_rate_have_rates_of_their_own(tmp_path: Path) -> None:
+    frames = ramp(10, 32, 32, PALETTE[1])
+    path = write_lossless(tmp_path / "a.mkv", frames, [0, 50, 100, 150, 200, 400, 600, 800, 1000, 1200])
+    pieces = list(read_windows(path, [0, 5], 5, [None, None]))
+    assert [piece.fps for piece in pieces] == pytest.approx([20.0, 5.0])
+
+
+def numbered(frames: int) -> np.ndarray:
+    """Flat grey frames whose brightness is four times their number."""
+    return np.broadcast_to(4 * np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 32, 32, 3))
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return (frames.mean(axis=(1, 2, 3)) / 4).round().astype(int).tolist()
+
+
+@given(
+    st.integers(1, 8).flatmap(
+        lambda length: st.tuples(st.just(length), st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    )
+)
+def test_windows_hold_the_frames_asked_for(long_clip: Path, lengths_and_gaps: tuple[int, list[int]]) -> None:
+    length, gaps = lengths_and_gaps
+    starts = [sum(gaps[: number + 1]) + number * length for number in range(len(gaps))]
+    pieces = list(read_windows(long_clip, starts, length, [None] * len(starts)))
+    assert [numbers(piece.frames) for piece in pieces] == [
+        list(range(start, start + length)) for start in starts
+    ]
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "a.mp4"
+    write_clip(path, numbered(60), 24, crf=1)
+    return path
+
+
+def test_each_window_has_a_fit_of_its_own(tmp_path: Path) -> None:
+    path = write_ramp(tmp_path / "a.mp4", 9, 64, 32)
+    whole = read_clip(path, 9)
+    first, second = read_windows(path, [0, 5], 4, [cover(32, 32, (0.0, 0.5)), cover(32, 32, (1.0, 0.5))])
+    assert np.array_equal(first.frames, whole[:4, :, :32])
+    assert np.array_equal(second.frames, whole[5:, :, 32:])
+
+
+def test_windows_before_a_break_are_had_and_the_break_is_told(long_clip: Path) -> None:
+    windows = read_windows(long_clip, [0, 50, 58], 5, [None] * 3)
+    assert numbers(next(windows).frames) == [0, 1, 2, 3, 4]
+    assert numbers(next(windows).frames) == [50, 51, 52, 53, 54]
+    with pytest.raises(ClipError, match="only 60 of 63 frames can be decoded"):
+        next(windows)
+
+
+def test_an_impossible_rate_is_told(tmp_path: Path) -> None:
+    path = write_lossless(tmp_path / "a.mkv", ramp(3, 32, 32, PALETTE[0]), [0, 1, 2])
+    data = path.read_bytes()
+    duration = data.index(b"\x23\xe3\x83")  # of a frame by default, in nanoseconds
+    assert data[duration + 3] & 0x80
+    size = data[duration + 3] & 0x7F
+    path.write_bytes(data[: duration + 4] + (10).to_bytes(size, "big") + data[duration + 4 + size :])
+    with pytest.raises(ClipError, match=r"a frame rate of .* in its header"):
+        probe(path)
+
+
 def test_upright_clip_of_a_phone_is_turned(tmp_path: Path) -> None:
     path = write_ramp(tmp_path / "a.mp4", 2, 96, 64)
     data = bytearray(path.read_bytes())
@@ -83,6 +168,9 @@ def test_what_is_not_a_clip_is_named(tmp_path: Path, name: str, content: bytes) 
             use(path)
         assert error.value.path == path
         assert error.value.reason
+    if not content and name == "a.mp4":
+        with pytest.raises(ClipError, match="the file is empty"):
+            probe(path)
 
 
 def test_sound_alone_is_not_a_clip(tmp_path: Path) -> None:

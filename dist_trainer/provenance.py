@@ -1,0 +1,61 @@
+"""Whether a dataset's latents come from the VAE of the model to train, told by the hash of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dist_trainer.dist import Gathering
+from shards.dataset import INFO_NAME, Dataset
+from shards.errors import InputError
+from shards.source import part
+
+
+def check_vae(source: str, dataset: Dataset, gathering: Gathering) -> None:
+    """Raise InputError, alike on every rank, when another VAE than that of the model `source` encoded the dataset.
+
+    Rank 0 alone reads the weights and tells the others. Where there is nothing to compare (a model without a VAE,
+    a dataset that names none) it prints a note. Raises InputError on rank 0 for a VAE that cannot be loaded.
+    """
+    refusal = _compare(source, dataset) if gathering.world.is_main else ""
+    refusal = gathering.share("VAE of the dataset", refusal)
+    if refusal:
+        raise InputError(refusal)
+
+
+def _compare(source: str, dataset: Dataset) -> str:
+    """Why the dataset does not fit the model, in one line; empty where it does, or nobody can tell."""
+    encoded = dataset.info.vae
+    unknown = "whether its latents fit this model's VAE is not checked"
+    if not encoded.fingerprint:
+        return _note(f"{dataset.root}/{INFO_NAME} has no fingerprint of a VAE; {unknown}")
+    if reason := _without_vae(source):
+        return _note(f"{dataset.root} was encoded by the VAE of {encoded.source}; {unknown}: {reason}")
+    import torch
+
+    from shards.prepare.models import fingerprint, load_vae
+
+    found = fingerprint(load_vae(source, torch.bfloat16))
+    if found == encoded.fingerprint:
+        return ""
+    return (
+        f"{dataset.root}: latents were encoded by the VAE {encoded.fingerprint} (of {encoded.source}), but "
+        f"model.model_source {source} has the VAE {found}; encode the clips again with this model, or train the "
+        "model they were encoded for"
+    )
+
+
+def _without_vae(source: str) -> str:
+    """Why there is no VAE to be had for a model; empty where there is one."""
+    local = Path(source).expanduser()
+    if local.exists():
+        return "" if (local / "vae").is_dir() else f"{source} has no vae/"
+    try:
+        part(source, "vae")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _note(message: str) -> str:
+    print(f"note: {message}", flush=True)
+    return ""

@@ -1,0 +1,202 @@
+"""The command ``ltx-shards caption``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from shards.prepare.answers import CaptionOptions
+    from shards.prepare.captioner import Captioner
+    from shards.prepare.captions import CaptionReport
+    from shards.prepare.listing import Listing
+    from shards.prepare.workers import Worker
+
+_INSTRUCTION = "Shortly describe the content of this video in two sentences."
+_EXTENSIONS = "mp4,avi,mov,mkv,webm,jpg,jpeg,png,webp"
+
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="INPUT", help="Folder of media, a media file, or a CSV, JSON or JSONL table."),
+]
+_out = typer.Option(
+    "--out",
+    "--output",
+    "-o",
+    help="Table to write; unset: INPUT if it is one, else dataset.json in the folder.",
+)
+_model = typer.Option("--model", help="Hub id or folder of a chat model that sees; unset: Qwen2.5-VL-7B.")
+_endpoint = typer.Option(help="URL of an OpenAI-compatible server that captions; its key: OPENAI_API_KEY.")
+_endpoint_video = typer.Option(help="Send the server videos (video_url) instead of pictures.")
+_concurrency = typer.Option(help="Requests to the server at once.")
+_retries = typer.Option(help="Times that a request to the server is repeated.")
+_timeout = typer.Option(help="Seconds to wait for the server's answer.")
+_instruction = typer.Option("--instruction", "-i", help="What the model is asked to write.")
+_fps = typer.Option("--fps", "-f", help="Frames per second of a video that the model sees.")
+_max_frames = typer.Option(help="Most frames of a video that it sees; longer ones are thinned evenly.")
+_pixels = typer.Option(help="Most pixels of a frame; larger ones are scaled down.")
+_tokens = typer.Option(help="Longest answer, in tokens.")
+_clean = typer.Option(help="Take off openings such as 'In the video,' or 'This clip shows'.")
+_overwrite = typer.Option("--overwrite", "--override", help="Write captions anew where there are some.")
+_extensions = typer.Option(
+    "--extensions", "-e", help="Media files of a folder to take, by the ends of names."
+)
+_recursive = typer.Option("--recursive", "-r", help="Look into folders of the folder, too.")
+_captions = typer.Option(help="Column of the captions.")
+_media = typer.Option("--media-column", "--video-column", help="Column of the clips' paths.")
+_device = typer.Option("--device", "-d", help="auto, cpu or cuda; each worker of a host takes the next GPU.")
+_8bit = typer.Option("--use-8bit", help="Load the model in 8 bits: half its memory; needs bitsandbytes.")
+_workers = typer.Option(
+    help="Processes to start here; unset: one per GPU, or the rank that torchrun or srun gave."
+)
+_worker = typer.Option(hidden=True, help="Which of the workers this is.")
+
+
+def caption(
+    source: Source,
+    out: Annotated[Path | None, _out] = None,
+    model: Annotated[str | None, _model] = None,
+    endpoint: Annotated[str | None, _endpoint] = None,
+    endpoint_video: Annotated[bool, _endpoint_video] = False,
+    concurrency: Annotated[int, _concurrency] = 16,
+    retries: Annotated[int, _retries] = 5,
+    request_timeout: Annotated[float, _timeout] = 300.0,
+    instruction: Annotated[str, _instruction] = _INSTRUCTION,
+    fps: Annotated[float, _fps] = 3.0,
+    max_frames: Annotated[int, _max_frames] = 64,
+    frame_pixels: Annotated[int, _pixels] = 64 * 28 * 28,
+    max_new_tokens: Annotated[int, _tokens] = 200,
+    clean_caption: Annotated[bool, _clean] = True,
+    overwrite: Annotated[bool, _overwrite] = False,
+    extensions: Annotated[str, _extensions] = _EXTENSIONS,
+    recursive: Annotated[bool, _recursive] = False,
+    caption_column: Annotated[str, _captions] = "caption",
+    media_column: Annotated[str, _media] = "media_path",
+    device: Annotated[str, _device] = "auto",
+    use_8bit: Annotated[bool, _8bit] = False,
+    workers: Annotated[int | None, _workers] = None,
+    worker: Annotated[int | None, _worker] = None,
+) -> None:
+    """Caption videos and pictures with a vision-language model, into a table that encode takes.
+
+    After a crash run the same command again, with any number of workers: captions that are made are kept,
+    in a hidden folder beside the table. Clips that failed are tried again.
+    """
+    from shards.prepare.answers import CaptionOptions
+    from shards.prepare.listing import list_media
+    from shards.prepare.workers import this_worker
+
+    options = CaptionOptions(
+        model=model,
+        at_server=endpoint is not None,
+        video_to_server=endpoint_video,
+        instruction=instruction,
+        fps=fps,
+        max_frames=max_frames,
+        frame_pixels=frame_pixels,
+        max_new_tokens=max_new_tokens,
+        clean=clean_caption,
+        use_8bit=use_8bit,
+    )
+    if endpoint_video and endpoint is None:
+        raise InputError("--endpoint-video needs --endpoint: the URL of the server")
+    server = partial(_open_server, options, endpoint or "", concurrency, retries, request_timeout)
+    opener = server if endpoint else partial(_open_local, options, device)
+    listing = partial(list_media, source, out, caption_column, media_column, extensions.split(","), recursive)
+    me = this_worker(os.environ, worker, workers)
+    _caption(listing, options, opener, overwrite, me, workers or _processes(endpoint, device))
+
+
+def _caption(
+    listing: Callable[[], Listing],
+    options: CaptionOptions,
+    opener: Callable[[Worker], Captioner],
+    overwrite: bool,
+    me: Worker | None,
+    count: int,
+) -> None:
+    """Take part as worker `me`, or as the first of `count` that are started here. The first one reports."""
+    from rich.console import Console
+
+    from shards.prepare.answers import check
+    from shards.prepare.captions import caption as caption_listing
+    from shards.prepare.workers import crew
+
+    check(options)
+    listing()  # what is wrong with it is said once, before others are started
+    with nullcontext(me) if me else crew(sys.argv[1:], count) as worker:
+        report = caption_listing(
+            listing, options, partial(opener, worker), overwrite=overwrite, worker=worker
+        )
+    if worker.index == 0:
+        console = Console()
+        # A pipe or a log file has no width of its own, and reasons are longer than the 80 columns taken then.
+        (console if console.is_terminal else Console(width=140)).print(render(report))
+
+
+def render(report: CaptionReport) -> Group:
+    """Rows captioned, kept and failed, how fast and by what, and the first failures with their reasons."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from shards.prepare.captions import failures_path
+    from shards.prepare.summary import left_out
+
+    table = Table(
+        "captioned", "kept", "failed", "clips/s", "model", "sees", title=str(report.out), title_justify="left"
+    )
+    counts = report.captioned, report.kept, len(report.failures)
+    table.add_row(*map(str, counts), f"{report.clips_per_s:.2f}", report.model or "-", report.sees or "-")
+    if not report.failures:
+        return Group(table)
+    return Group(table, left_out(report.failures, str(failures_path(report.out))))
+
+
+def _processes(endpoint: str | None, device: str) -> int:
+    """One for each GPU of this machine that a model of our own may take."""
+    if endpoint is not None or device not in ("auto", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _open_local(options: CaptionOptions, device: str, worker: Worker) -> Captioner:
+    from shards.prepare.captioner import DEFAULT_MODEL, LocalCaptioner
+    from shards.prepare.encoders import choose_device
+
+    return LocalCaptioner(
+        options.model or DEFAULT_MODEL,
+        device=choose_device(device, worker.local),
+        instruction=options.instruction,
+        max_new_tokens=options.max_new_tokens,
+        use_8bit=options.use_8bit,
+    )
+
+
+def _open_server(
+    options: CaptionOptions, url: str, at_once: int, retries: int, timeout_s: float, worker: Worker
+) -> Captioner:
+    from shards.prepare.endpoint import EndpointCaptioner
+
+    return EndpointCaptioner(
+        url,
+        options.model,
+        instruction=options.instruction,
+        max_new_tokens=options.max_new_tokens,
+        video=options.video_to_server,
+        at_once=at_once,
+        retries=retries,
+        timeout_s=timeout_s,
+    )

@@ -1,0 +1,30 @@
+"""The command ``ltx-shards convert``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of the dataset.")],
+    to: Annotated[str, typer.Option(help="tar (WebDataset) or mds (MosaicML).")],
+    out: Annotated[str, typer.Option(help="Folder or URL to write the dataset into.")],
+) -> None:
+    """Write a dataset with shards of the other format; nothing is lost either way."""
+    from rich.console import Console
+
+    from shards.convert import convert as convert_dataset
+    from shards.prepare.progress import progress_bar
+
+    console = Console(stderr=True)
+    with progress_bar(console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Converting samples", total=None)
+        report = convert_dataset(
+            root, out, to, on_sample=lambda total: progress.update(task, total=total, advance=1)
+        )
+    typer.echo(
+        f"{out}: {report.samples} samples in {report.shards} shards, {report.nbytes / 1e6:.1f} MB, "
+        f"fingerprint {report.fingerprint}"
+    )

@@ -1,0 +1,87 @@
+"""The command ``ltx-shards import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shards.prepare.importing import ImportReport
+
+_LISTED = 20
+
+
+def import_folder(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="LTX-Video-Trainer's .precomputed, or the folder it is in.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URL to write the dataset into.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="What it was encoded with: fingerprints and the empty caption go into dataset.json."
+        ),
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="The CSV, JSON or JSONL it was made from, for captions and keys.")
+    ] = None,
+    caption_column: Annotated[str, typer.Option(help="Column of the captions.")] = "caption",
+    media_column: Annotated[str, typer.Option(help="Column of the clips' paths.")] = "media_path",
+    reference_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of reference latents, may be repeated; default: reference_latents, if any."
+        ),
+    ] = None,
+    no_references: Annotated[bool, typer.Option("--no-references", help="Leave references out.")] = False,
+    fps: Annotated[float, typer.Option(help="Frame rate of files that say none.")] = 24.0,
+    shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed, in bytes.")] = 256 << 20,
+) -> None:
+    """Turn a folder that LTX-Video-Trainer preprocessed into a dataset, with the same numbers."""
+    from rich.console import Console
+
+    from shards.prepare.importing import ImportOptions, import_precomputed
+    from shards.prepare.progress import progress_bar
+
+    options = ImportOptions(
+        references=[] if no_references else reference_dir or None,
+        fps=fps,
+        table=dataset,
+        caption_column=caption_column,
+        media_column=media_column,
+        model=model,
+        shard_bytes=shard_bytes,
+    )
+    console = Console(stderr=True)
+    with progress_bar(console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Importing samples", total=None)
+        report = import_precomputed(
+            folder, out, options, on_sample=lambda total: progress.update(task, total=total, advance=1)
+        )
+    _tell(report, out, console)
+
+
+def _tell(report: ImportReport, out: str, console: Console) -> None:
+    """What was left out on stderr, the first of it; notes and the sum of it all on stdout."""
+    from rich.table import Table
+
+    from shards.prepare.importing import FAILURES_NAME
+
+    if report.failures:
+        count = len(report.failures)
+        table = Table("left out", "reason", title=f"{count} files were left out ({out}/{FAILURES_NAME})")
+        for failure in report.failures[:_LISTED]:
+            table.add_row(*failure)
+        if count > _LISTED:
+            table.add_row("...", f"and {count - _LISTED} more")
+        console.print(table)
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    paired = f", each with {', '.join(report.references)}" if report.references else ""
+    typer.echo(
+        f"{out}: {report.samples} samples{paired} in {report.seconds:.0f} s, {len(report.failures)} left out"
+    )

@@ -1,0 +1,116 @@
+"""The command ``ltx-shards reference``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from shards.prepare.references import ReferenceReport
+
+_LISTED = 20
+_table = typer.Argument(metavar="TABLE", help="CSV, JSON or JSONL of clips.")
+_kind = typer.Option(help="canny, blur, grayscale or downscale.")
+_compute = typer.Option(
+    metavar="FILE:FUNCTION",
+    help="Or your own: my_file.py:function, from uint8 [F,H,W,3] frames of a whole clip to as many.",
+)
+_out = typer.Option(help="Table to write, in the same folder; default: TABLE itself.")
+_column = typer.Option(help="Column of the references.")
+_media = typer.Option("--media-column", "--video-column", help="Column of the clips' paths.")
+_append = typer.Option("--append", help="Keep the references a row has: several per sample.")
+_replace = typer.Option("--replace", help="Let the new references take the place of those a row has.")
+_overwrite = typer.Option("--overwrite", "--override", help="Make again what is there.")
+_low = typer.Option(help="canny: lower threshold, default 100.")
+_high = typer.Option(help="canny: upper threshold, default 200.")
+_sigma = typer.Option(help="blur: standard deviation in pixels, default 4.")
+_factor = typer.Option(help="downscale: how many times smaller, default 2.")
+_keep = typer.Option("--keep-size", help="downscale: blow the frames up again.")
+_crf = typer.Option(help="Quality of the videos: 0 is lossless, larger is smaller.")
+_workers = typer.Option(help="Processes on this machine.")
+_worker = typer.Option(hidden=True, help="This process is number I of --workers.")
+
+
+def reference(
+    table: Annotated[Path, _table],
+    kind: Annotated[str | None, _kind] = None,
+    compute: Annotated[str | None, _compute] = None,
+    out: Annotated[Path | None, _out] = None,
+    column: Annotated[str, _column] = "reference_path",
+    media_column: Annotated[str, _media] = "media_path",
+    append: Annotated[bool, _append] = False,
+    replace: Annotated[bool, _replace] = False,
+    overwrite: Annotated[bool, _overwrite] = False,
+    low: Annotated[int | None, _low] = None,
+    high: Annotated[int | None, _high] = None,
+    sigma: Annotated[float | None, _sigma] = None,
+    factor: Annotated[int | None, _factor] = None,
+    keep_size: Annotated[bool, _keep] = False,
+    crf: Annotated[int, _crf] = 12,
+    workers: Annotated[int | None, _workers] = None,
+    worker: Annotated[int | None, _worker] = None,
+) -> None:
+    """Make the reference clips of an IC-LoRA dataset and name them in its table.
+
+    After a crash run the same command again, with any number of workers: what is complete is kept.
+    """
+    from rich.console import Console
+
+    from shards.prepare.filters import FilterOptions, builtin, plugin
+    from shards.prepare.progress import progress_bar
+    from shards.prepare.references import ROWS_PER_UNIT, ReferenceOptions, check_request, make_references
+    from shards.prepare.workers import crew, this_worker
+
+    if (kind is None) == (compute is None):
+        raise InputError("give exactly one of --kind and --compute")
+    settings = FilterOptions(low, high, sigma, factor, keep_size or None)
+    if compute is not None and settings != FilterOptions():
+        raise InputError(
+            "--low, --high, --sigma, --factor and --keep-size are settings of --kind, not of --compute"
+        )
+    options = ReferenceOptions(out, column, media_column, append, replace, overwrite, crf)
+    me = this_worker(os.environ, worker, workers)
+    request = check_request(table, plugin(compute) if compute else builtin(str(kind), settings), options)
+    console = Console(stderr=True)
+    with (
+        nullcontext(me) if me else crew(sys.argv[1:], workers or 1) as place,
+        progress_bar(console, disable=place.index > 0) as progress,
+    ):
+        clips = len(request.references)
+        task = progress.add_task("Making references", total=clips)
+        report = make_references(
+            request,
+            place,
+            lambda done, units: progress.update(task, completed=min(done * ROWS_PER_UNIT, clips)),
+        )
+    if place.index == 0:
+        _print(report)
+
+
+def _print(report: ReferenceReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    failures = report.failures
+    typer.echo(
+        f"{report.table}: {report.made} references made in {report.folder}, {report.existed} were there, "
+        f"{len(failures)} clips got none"
+    )
+    if not failures:
+        return
+    table = Table("clip", "reason", title=f"without a reference ({report.folder}/failures.jsonl)")
+    for failure in failures[:_LISTED]:
+        table.add_row(*map(Text, failure))
+    if len(failures) > _LISTED:
+        table.add_row("...", f"and {len(failures) - _LISTED} more")
+    console = Console()
+    # A pipe or a log file has no width of its own, and paths are longer than the 80 columns taken then.
+    (console if console.is_terminal else Console(width=140)).print(table)

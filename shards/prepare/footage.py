@@ -1,0 +1,71 @@
+"""The videos a user means by files and folders, and a name of its own for each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.errors import InputError
+
+_SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+
+
+class Video(NamedTuple):
+    """A file, and its name among the others: a path without a suffix, with slashes."""
+
+    path: Path
+    name: str
+
+
+def find_videos(inputs: Sequence[Path], recursive: bool, leave: Path) -> list[Video]:
+    """The videos among `inputs` and in their folders, each once, by name; nothing hidden, nothing below `leave`.
+
+    A name is the path in the folder that was given, without its suffix. Where two would share it, it ends in
+    the suffix too, and where they share even that, in a hash of the path. Raises InputError where an input
+    does not exist or there is no video.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}  # by real path: as given, and relative to what was given
+    for given in inputs:
+        if given.is_dir():
+            for path in _in_folder(given, recursive, leave):
+                found.setdefault(path.resolve(), (path, path.relative_to(given)))
+        elif given.is_file():
+            found.setdefault(given.resolve(), (given, Path(given.name)))
+        else:
+            raise InputError(f"{given}: no such video or folder")
+    if not found:
+        where = ", ".join(map(str, inputs))
+        more = "" if recursive else "; --recursive looks into folders below"
+        raise InputError(f"{where}: no video in it ({_SUFFIXES}){more}")
+    names = {real: relative.with_suffix("").as_posix() for real, (_, relative) in found.items()}
+    for real in _sharing(names):
+        relative = found[real][1]
+        names[real] = relative.with_name(f"{relative.stem}_{relative.suffix[1:]}").as_posix()
+    for real in _sharing(names):
+        names[real] += "-" + hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
+    return sorted(
+        (Video(path, names[real]) for real, (path, _) in found.items()), key=lambda video: video.name
+    )
+
+
+def _sharing(names: dict[Path, str]) -> list[Path]:
+    """Those whose name is another's too."""
+    count = Counter(names.values())
+    return [path for path, name in names.items() if count[name] > 1]
+
+
+def _in_folder(folder: Path, recursive: bool, leave: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if recursive and not name.startswith(".") and Path(place, name).resolve() != leave.resolve()
+        ]
+        for name in names:
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                yield Path(place, name)

@@ -1,0 +1,125 @@
+"""The command `ltx-shards split`: its options, its summary, and being killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shards.prepare.splitting as module
+from shards.cli import main
+from shards.prepare.scenes import Length, SceneOptions
+from shards.prepare.splitting import SplitReport, check_request, split
+from shards.prepare.workers import Worker
+from tests.support.footage import tree, write_scenes
+from tests.support.killing import finish, kill_when
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["ltx-shards", "split", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command asks for, in a folder with a video."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.mp4").touch()
+    seen: list[Any] = []
+
+    def split(request: Any, worker: Worker, **_: Any) -> SplitReport:
+        seen.append((request, worker))
+        return SplitReport(
+            Path("out/t.csv"), 1, 2, 36.0, {"shorter than 5 frames": 3}, [], [("x.mp4", "torn")]
+        )
+
+    monkeypatch.setattr(module, "split", split)
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return seen
+
+
+def test_every_option_is_passed_on(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (
+        "--detector adaptive --threshold 4 --luma-only --adaptive-window 3 --min-scene-length 9 "
+        "--filter-shorter-than 2.5s --max-scenes 7 --skip-start 00:00:01 --skip-end 17 --frame-skip 1 "
+        "--downscale 2 --crf 20 --table t.csv --worker 0 --workers 4"
+    )
+    assert run(monkeypatch, "a.mp4", "--out", "out", *flags.split()) == 0
+    ((request, worker),) = calls
+    assert worker == Worker(0, 4, 0)
+    assert (request.out, request.crf, request.table) == (Path("out"), 20, "t.csv")
+    assert [video.name for video in request.videos] == ["a"]
+    assert request.options == SceneOptions(
+        detector="adaptive",
+        threshold=4.0,
+        luma_only=True,
+        adaptive_window=3,
+        min_scene_length=9,
+        filter_shorter_than=Length(seconds=2.5),
+        max_scenes=7,
+        skip_start=Length(seconds=1.0),
+        skip_end=Length(frames=17),
+        frame_skip=1,
+        downscale=2,
+    )
+    printed = capsys.readouterr().out
+    for text in ("0.01", "3 scenes left out: shorter than 5 frames", "x.mp4", "torn"):
+        assert text in printed
+
+
+def test_the_usual_is_what_the_library_takes(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "a.mp4", "--out", "out") == 0
+    ((request, worker),) = calls
+    assert request.options == SceneOptions()
+    assert (request.crf, request.table, worker) == (16, "dataset.jsonl", Worker())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["b.mp4"], "b.mp4: no such video or folder"),
+        (["a.mp4", "--detector", "magic"], "--detector 'magic' is not known"),
+        (["a.mp4", "--filter-shorter-than", "long"], "length 'long': give frames as 17"),
+        (["a.mp4", "--workers", "0"], "--workers 0"),
+        (["a.mp4", "--worker", "1"], "--worker 1 needs --workers"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(
+    calls: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert run(monkeypatch, *arguments, "--out", "out") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not calls
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_clips(tmp_path: Path) -> None:
+    for number in range(6):
+        write_scenes(tmp_path / f"videos/{number}.mp4", (20, 25, 18), width=320, height=240, first=4 * number)
+    options = SceneOptions(min_scene_length=10)
+    split(check_request([tmp_path / "videos"], tmp_path / "whole", options))
+    arguments = ["split", tmp_path / "videos", "--min-scene-length", "10", "--out"]
+    out = tmp_path / "out"
+
+    def clips() -> int:
+        return len(list(out.glob("*/*-scene-*.mp4")))
+
+    kill_when([*arguments, out], lambda: clips() >= 2)
+    assert clips() < 10
+    kill_when([*arguments, out, "--workers", "2"], lambda: clips() >= 10)
+    assert "6" in finish([*arguments, out, "--workers", "2"])
+    assert tree(out, leave=".split") == tree(tmp_path / "whole", leave=".split")
+    assert not list(out.glob(".split/*/scratch"))

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_trainer.conditioning import reference_scale
+from shards.cli import main
+from shards.convert import convert
+from shards.dataset import open_dataset
+from shards.doctor import diagnose
+from shards.errors import InputError
+from shards.finding import EXAMPLES, KINDS
+from shards.geometry import Grid
+from shards.index import index
+from shards.manifest import MANIFEST_NAME
+from shards.repair import repair
+from shards.storage import open_storage
+from shards.survey import fitting
+from tests.support.damage import edit_manifest, flip
+from tests.support.datasets import write_dataset
+from tests.support.scenarios import SAMPLES, SCENARIOS, one_of, sound_dataset
+from tests.support.servers import make_bucket, s3_environment, s3_server
+
+sizes = st.integers(1, 4)
+grids = st.tuples(sizes, sizes, sizes)
+
+
+def found(root: Path) -> dict[str, int]:
+    return {finding.kind: finding.count for finding in diagnose(root, threads=2).findings.listed()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    samples=st.integers(1, 25),
+    grid_list=st.lists(grids, min_size=1, max_size=4),
+    referenced=st.booleans(),
+    shard_bytes=st.integers(1, 20_000),
+)
+def test_a_dataset_just_written_is_sound(
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: int,
+    grid_list: list[tuple[int, int, int]],
+    referenced: bool,
+    shard_bytes: int,
+) -> None:
+    root = tmp_path_factory.mktemp("dataset")
+    dataset = write_dataset(
+        root,
+        samples,
+        grids=grid_list,
+        references=grid_list if referenced else [None],
+        shard_bytes=shard_bytes,
+    )
+    diagnosis = diagnose(root)
+    assert diagnosis.sound
+    assert diagnosis.findings.listed() == []
+    assert diagnosis.changes.lines() == []
+    assert diagnosis.mended.fingerprint == dataset.manifest.fingerprint
+    assert diagnosis.nbytes == dataset.manifest.nbytes.sum()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_each_fault_has_a_name(tmp_path: Path, name: str) -> None:
+    scenario = SCENARIOS[name]
+    root = sound_dataset(tmp_path / "data")
+    scenario.spoil(root)
+    assert found(root) == {kind: count for kind, count in scenario.found.items() if count}
+    errors = any(KINDS[kind].severity == "error" for kind in scenario.found)
+    assert diagnose(root).sound == (not errors)
+
+
+def test_every_kind_has_a_scenario() -> None:
+    shown = {kind for scenario in SCENARIOS.values() for kind in scenario.found}
+    assert set(KINDS) == shown
+
+
+def test_the_checks_are_the_same_for_every_number_of_threads(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path / "data")
+    SCENARIOS["a shard cut short"].spoil(root)
+    one, many = (diagnose(root, threads=threads) for threads in (1, 5))
+    assert one.findings.listed() == many.findings.listed()
+    assert one.changes.lines() == many.changes.lines()
+
+
+def test_progress_counts_shards(tmp_path: Path) -> None:
+    totals: list[int] = []
+    diagnose(sound_dataset(tmp_path), on_shard=totals.append)
+    assert totals == [3, 3, 3]
+
+
+def test_of_many_findings_a_few_are_kept(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    (root / MANIFEST_NAME).unlink()
+    (finding,) = [finding for finding in diagnose(root).findings.listed() if finding.kind == "stray"]
+    assert finding.count == SAMPLES
+    assert len(finding.examples) == EXAMPLES
+
+
+def test_mds_shards_are_checked_too(tmp_path: Path) -> None:
+    root = tmp_path / "mds"
+    convert(sound_dataset(tmp_path / "tar"), root, "mds")
+    assert found(root) == {}
+    flip(root, 1)
+    assert found(root) == {"checksum": 1}
+    edit_manifest(root, fps=one_of(1.5, 7))
+    assert found(root) == {"checksum": 1, "rate": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "reference", "fits"),
+    [
+        ((1, 4, 4), (1, 4, 4), True),
+        ((9, 4, 6), (9, 2, 3), True),
+        ((9, 4, 6), (5, 4, 6), True),
+        ((9, 4, 6), (1, 4, 6), True),
+        ((9, 4, 6), (4, 4, 6), False),
+        ((9, 4, 6), (10, 4, 6), False),
+        ((9, 4, 6), (9, 3, 6), False),
+        ((9, 4, 6), (9, 8, 6), False),
+        ((1, 4, 4), (2, 4, 4), False),
+    ],
+)
+def test_the_rule_of_references_is_that_of_training(
+    target: tuple[int, int, int], reference: tuple[int, int, int], fits: bool
+) -> None:
+    assert fitting(np.array([target], np.int32), np.array([reference], np.int32)).tolist() == [fits]
+    if fits:
+        reference_scale(Grid(*target), Grid(*reference), "k")
+    else:
+        with pytest.raises(InputError, match="do not divide"):
+            reference_scale(Grid(*target), Grid(*reference), "k")
+
+
+@given(grids, grids)
+def test_any_two_grids_are_judged_as_training_judges_them(
+    target: tuple[int, int, int], reference: tuple[int, int, int]
+) -> None:
+    try:
+        reference_scale(Grid(*target), Grid(*reference), "k")
+        accepted = True
+    except InputError:
+        accepted = False
+    assert fitting(np.array([target], np.int32), np.array([reference], np.int32)).tolist() == [accepted]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["ltx-shards", "doctor", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command_says_sound_or_not_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = sound_dataset(tmp_path / "data")
+    assert command(monkeypatch, root) == 0
+    printed = capsys.readouterr().out
+    assert "sound" in printed
+    assert "mix similar %" in printed
+    flip(root, 1)
+    assert command(monkeypatch, root) == 1
+    printed = capsys.readouterr().out
+    assert "clips/01 (shards/000000.tar)" in printed
+    assert f"not sound: `ltx-shards doctor {root} --repair` keeps 11 samples" in printed
+    assert command(monkeypatch, root, "--repair") == 0
+    assert "dropped 'clips/01' of shards/000000.tar: the bytes are not" in capsys.readouterr().out
+    assert command(monkeypatch, root) == 0
+    assert "1 samples left out by an earlier repair" in capsys.readouterr().out
+    (root / "dataset.json").unlink()
+    assert command(monkeypatch, root) == 2
+    assert capsys.readouterr().err.startswith(f"error: {root}/dataset.json is missing")
+
+
+def test_machines_get_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = sound_dataset(tmp_path / "data")
+    flip(root, 1)
+    assert command(monkeypatch, root, "--json") == 1
+    values = json.loads(capsys.readouterr().out)
+    assert (values["sound"], values["samples"], values["fit_samples"], values["repair"]) == (
+        False,
+        12,
+        11,
+        None,
+    )
+    (finding,) = values["findings"]
+    assert (finding["kind"], finding["severity"], finding["count"]) == ("checksum", "error", 1)
+    assert finding["examples"][0]["key"] == "clips/01"
+    assert [row["ranks"] for row in values["efficiency"]] == [8, 8, 64, 64, 512, 512]
+    assert command(monkeypatch, root, "--json", "--repair") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["sound"]
+    assert values["repair"][-1] == "wrote manifest.parquet: 11 samples, 12 before"
+
+
+def test_the_picture_is_drawn_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = sound_dataset(tmp_path / "data")
+    command(monkeypatch, root)
+    first = (root / "doctor.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    command(monkeypatch, root, "--picture", tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes() == first
+    assert f"picture of the lengths: {tmp_path}/p.png" in capsys.readouterr().out
+
+
+def test_a_dataset_in_an_object_store_is_checked_and_mended(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path / "data")
+    flip(root, 1)
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(endpoint).items():
+            patch.setenv(name, value)
+        url = f"{make_bucket(endpoint, 'doctor')}/data"
+        storage = open_storage(url)
+        for path in root.rglob("*"):
+            if path.is_file():
+                storage.write(path.relative_to(root).as_posix(), path.read_bytes())
+        assert [finding.kind for finding in diagnose(url).findings.listed()] == ["checksum"]
+        repair(diagnose(url))
+        after = diagnose(url)
+        assert after.sound
+        assert (len(after.mended), after.passed_over) == (11, 1)
+        index(url)
+        assert len(open_dataset(url).manifest) == 11

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.dataset import open_dataset
+from shards.doctor import diagnose
+from shards.errors import InputError, ShardError
+from shards.index import index
+from shards.left_out import LEFT_OUT_NAME, LeftOut, read_left_out, write_left_out
+from shards.manifest import MANIFEST_NAME
+from shards.reader import Reader
+from shards.repair import BEFORE_REPAIR, repair
+from shards.sample import Sample
+from shards.storage import open_storage
+from tests.support.damage import cut, flip, shard_of
+from tests.support.scenarios import SAMPLES, SCENARIOS, sound_dataset, without_rows
+
+MENDABLE = [name for name, scenario in SCENARIOS.items() if scenario.mendable]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def read_all(root: Path) -> dict[str, Sample]:
+    dataset = open_dataset(root)
+    with Reader(dataset, threads=1) as reader:
+        return {sample.key: sample for sample in reader.read(range(len(dataset.manifest)))}
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_a_repair_makes_it_sound_and_keeps_what_is_whole(tmp_path: Path, name: str) -> None:
+    scenario = SCENARIOS[name]
+    root = sound_dataset(tmp_path / "data")
+    keys = open_dataset(root).manifest.keys.tolist()
+    scenario.spoil(root)
+    before = contents(root)
+    lines = repair(diagnose(root, threads=2))
+
+    again = diagnose(root, threads=2)
+    assert again.sound
+    assert again.changes.lines() == []
+    assert set(read_all(root)) == {key for row, key in enumerate(keys) if row not in scenario.lost}
+    after = contents(root)
+    assert {path for path in before if before[path] != after[path]} <= {MANIFEST_NAME}
+    assert set(after) - set(before) <= {LEFT_OUT_NAME, BEFORE_REPAIR, MANIFEST_NAME}
+    if lines and MANIFEST_NAME in before:
+        assert after[BEFORE_REPAIR] == before[MANIFEST_NAME]
+    assert bool(lines) == (after != before)
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_the_same_damage_is_repaired_the_same_way(tmp_path: Path, name: str) -> None:
+    SCENARIOS[name].spoil(sound_dataset(tmp_path / "data"))
+    shutil.copytree(tmp_path / "data", tmp_path / "twin")
+    lines = [
+        repair(diagnose(tmp_path / folder, threads=threads)) for folder, threads in (("data", 1), ("twin", 3))
+    ]
+    assert lines[0] == lines[1]
+    assert contents(tmp_path / "data") == contents(tmp_path / "twin")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    flipped=st.sets(st.integers(0, SAMPLES - 1), max_size=5),
+    cut_at=st.none() | st.integers(0, SAMPLES - 1),
+    unknown=st.sets(st.integers(0, SAMPLES - 1), max_size=4),
+)
+def test_any_damage_leaves_only_samples_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, flipped: set[int], cut_at: int | None, unknown: set[int]
+) -> None:
+    root = sound_dataset(tmp_path_factory.mktemp("damaged") / "data")
+    manifest, written = open_dataset(root).manifest, read_all(root)
+    for row in flipped - unknown:
+        flip(root, row)
+    if cut_at is not None:
+        cut(root, cut_at)
+    without_rows(root, *unknown)
+    shards = [
+        set(range(SAMPLES)) & {row for row in range(SAMPLES) if manifest.shard[row] == n} for n in range(3)
+    ]
+    if any(len(rows - unknown) > 1 and rows - unknown <= flipped for rows in shards):
+        return  # all bytes of a shard differ from its manifest: the manifest is taken to be wrong
+    broken = flipped - unknown
+    if cut_at is not None:
+        broken |= {row for row in range(cut_at, SAMPLES) if manifest.shard[row] == manifest.shard[cut_at]}
+    if broken == set(range(SAMPLES)):
+        return
+    repair(diagnose(root, threads=1))
+    assert diagnose(root, threads=1).sound
+    kept = read_all(root)
+    assert set(kept) == {str(manifest.keys[row]) for row in set(range(SAMPLES)) - broken}
+    for key, sample in kept.items():
+        assert torch.equal(sample.latents, written[key].latents)
+        assert torch.equal(sample.prompt_embeds, written[key].prompt_embeds)
+
+
+def test_a_sound_dataset_is_left_alone(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    before = contents(root)
+    assert repair(diagnose(root)) == []
+    assert contents(root) == before
+
+
+def test_what_was_done_is_said_line_by_line(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    without_rows(root, 9)
+    flip(root, 2)
+    lines = repair(diagnose(root))
+    assert lines[0].startswith(
+        "dropped 'clips/02' of shards/000000.tar: the bytes are not those of the manifest's"
+    )
+    assert lines[1:] == [
+        "added 1 samples of shards/000002.tar",
+        f"listed 1 samples in {LEFT_OUT_NAME}",
+        f"kept the manifest as it was in {BEFORE_REPAIR}",
+        f"wrote {MANIFEST_NAME}: 11 samples, 11 before",
+    ]
+
+
+def test_the_manifests_of_all_repairs_are_kept(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    manifests = []
+    for row in (1, 5):
+        manifests.append((root / MANIFEST_NAME).read_bytes())
+        flip(root, row)
+        repair(diagnose(root))
+    assert (root / BEFORE_REPAIR).read_bytes() == manifests[0]
+    assert (root / f"{BEFORE_REPAIR}-2").read_bytes() == manifests[1]
+
+
+def test_an_index_does_not_bring_back_what_a_repair_left_out(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    flip(root, 1)
+    repair(diagnose(root))
+    repaired = (root / MANIFEST_NAME).read_bytes()
+    index(root)
+    assert (root / MANIFEST_NAME).read_bytes() == repaired
+
+
+def test_a_whole_copy_of_a_sample_left_out_comes_back(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    shard = shard_of(root, 1)
+    whole, written = shard.read_bytes(), (root / MANIFEST_NAME).read_bytes()
+    flip(root, 1)
+    repair(diagnose(root))
+    shard.write_bytes(whole)
+    assert not diagnose(root).sound
+    index(root)
+    assert (root / MANIFEST_NAME).read_bytes() == written
+
+
+def test_nothing_is_repaired_while_the_disk_fails(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    SCENARIOS["a disk that fails"].spoil(root)
+    before = (root / MANIFEST_NAME).read_bytes()
+    with pytest.raises(InputError, match="could not be read; nothing is repaired before the storage works"):
+        repair(diagnose(root))
+    assert (root / MANIFEST_NAME).read_bytes() == before
+
+
+def test_a_manifest_is_never_emptied(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    SCENARIOS["a null embedding of another width"].spoil(root)
+    with pytest.raises(InputError, match=r"no sample would be left; manifest.parquet stays as it is"):
+        repair(diagnose(root))
+    assert len(open_dataset(root).manifest) == SAMPLES
+
+
+def test_a_damaged_shard_stops_the_index_and_names_the_repair(tmp_path: Path) -> None:
+    root = sound_dataset(tmp_path)
+    cut(root, 2)
+    with pytest.raises(ShardError, match="bytes of a member"):
+        index(root)
+
+
+def test_the_list_of_left_out_samples_survives_the_file(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    entries = [LeftOut("shards/0.tar", "a/ä", "00ff", "why"), LeftOut("shards/1.tar", "b", "", "no\nreason")]
+    write_left_out(storage, [*entries, entries[0]])
+    assert read_left_out(storage) == entries
+    write_left_out(storage, [])
+    assert not (tmp_path / LEFT_OUT_NAME).exists()
+    (tmp_path / LEFT_OUT_NAME).write_text("{}")
+    with pytest.raises(InputError, match=r"left_out.jsonl is not a list of left-out samples.*remove it"):
+        read_left_out(storage)
