@@ -37,6 +37,8 @@ bench: install
 	$(BIN)/python -m tests.bench.bench_plan
 	$(BIN)/python -m tests.bench.bench_reader
 	$(BIN)/python -m tests.bench.bench_step
+	$(BIN)/python -m tests.bench.bench_manifest
+	$(BIN)/python -m tests.bench.bench_range
 
 # Debian packages of some tests: installed where this is root with apt; without them those tests are skipped, and say so.
 system:

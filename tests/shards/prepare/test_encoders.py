@@ -71,7 +71,19 @@ def test_dtype_follows_the_device() -> None:
     assert str(error.value) == "dtype 'int8' is not known: use auto, bfloat16, float16, float32"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(not BITSANDBYTES, reason="needs bitsandbytes")
+def test_8_bits_stay_close_and_keep_the_fingerprint_of_the_plain_weights() -> None:
+    device = choose_device("auto", 0)
+    plain, small = load(device), load(device, text_encoder_8bit=True)
+    exact, found = (encoders.embed(["a red cat"])["a red cat"].embeds.float() for encoders in (plain, small))
+    assert 0 < (found - exact).std() / exact.std() < 0.05
+    assert small.describe().text_encoder == plain.describe().text_encoder
+
+
+@pytest.mark.skipif(BITSANDBYTES, reason="bitsandbytes is installed")
 def test_8_bits_need_a_package_and_say_which() -> None:
     with pytest.raises(InputError) as error:
         load(CPU, text_encoder_8bit=True)
