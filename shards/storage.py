@@ -107,8 +107,11 @@ class Folder:
             os.link(temporary, target)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            # Swept away as what a killed process left, while this one was held up.
+            return self.create(path, data)
         finally:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
         return True
 
     def list(self, prefix: str = "") -> list[Entry]:

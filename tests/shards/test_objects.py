@@ -114,7 +114,7 @@ def test_an_upload_that_fails_for_good_is_aborted_and_named(objects: ObjectStora
 
     with pytest.raises(InputError, match=rf"^{objects.name}/large: .*503 Service Unavailable"):
         upload()
-    assert front.requests[-1].method == "DELETE"
+    assert "DELETE" in [request.method for request in front.requests]
     assert [entry.path for entry in objects.list()] == ["file"]
 
 

@@ -150,9 +150,11 @@ def test_nonsense_is_refused_by_name(
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from shards.prepare.workers import crew
+# What is started in the background of a script ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 secret = open("secret", "w")
 with crew(["encode", "--out", "a folder"], int(sys.argv[1])) as worker:
     Path("worker").write_text(repr(worker))
