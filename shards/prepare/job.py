@@ -92,7 +92,7 @@ class Job:
                     )
                     shift.do_units(units)
                     shift.do_rest([last])
-            else:
+            elif self.storage.stat(f"{self._claims}/{_LAST}"):
                 self.storage.remove(f"{self._claims}/{_LAST}")  # of one killed at the very end
             on_progress(self.units, self.units)
             result = self.result()
