@@ -24,7 +24,7 @@ def render(report: EncodeReport) -> Group:
     table.columns[1].justify = "right"
     for bucket, count in sorted(report.buckets.items(), key=lambda item: -item[1]):
         table.add_row(bucket, str(count))
-    parts: list[Table | Text] = [Text(_title(report)), table]
+    parts: list[Table | Text | Group] = [Text(_title(report)), table]
     if report.cut_captions:
         parts.append(Text(f"{report.cut_captions} captions are too long for the text encoder and were cut"))
     if report.empty_captions:
@@ -34,15 +34,14 @@ def render(report: EncodeReport) -> Group:
     return Group(*parts)
 
 
-def left_out(failures: Sequence[Failure], listed: str) -> Table:
+def left_out(failures: Sequence[Failure], listed: str) -> Group:
     """The first failures with their reasons; `listed` names the file that has them all."""
-    title = f"{len(failures)} left out, all listed in {listed}"
-    table = Table("left out", "reason", title=title, title_justify="left")
+    table = Table("left out", "reason")
     for failure in failures[:_LISTED]:
         table.add_row(*map(Text, failure))
     if len(failures) > _LISTED:
         table.add_row("...", f"and {len(failures) - _LISTED} more")
-    return table
+    return Group(Text(f"{len(failures)} left out, all listed in {listed}"), table)
 
 
 def _title(report: EncodeReport) -> str:
