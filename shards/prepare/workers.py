@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from shards.errors import InputError
 
-_GRACE_S = 30.0  # for a worker to end by itself: it may be in the middle of a long call
+_LEAVE_S = 5.0  # for a worker to see that the job is done; it may be one that has only just started
+_GRACE_S = 30.0  # to end when told to: it may be in the middle of a long call
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -84,7 +85,7 @@ def crew(arguments: Sequence[str], count: int) -> Iterator[Worker]:
             watching.append(watch)
             watch.start()
         yield Worker(0, count, 0)
-        _wait(children, _GRACE_S)
+        _wait(children, _LEAVE_S)
     finally:
         leaving.set()
         _end(children)

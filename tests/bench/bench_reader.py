@@ -77,8 +77,8 @@ def stock_streaming(dataset: Dataset) -> Callable[[], None]:
     samples = streaming().StreamingDataset(local=f"{dataset.root}/shards", shuffle=False, batch_size=STEP)
 
     def read() -> None:
-        for sample in samples:
-            load(sample["safetensors"])
+        count = sum(bool(load(sample["safetensors"])) for sample in samples)
+        assert count == len(dataset.manifest), f"StreamingDataset gave {count} samples"
 
     return read
 

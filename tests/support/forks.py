@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -10,11 +11,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
 
 class Fork:
     """A child process that runs `act` and ends with 0, with 2 after an InputError, with 1 after another error.
 
-    What it writes to stderr, and the text of its error, go to the file `errors`.
+    What it writes to stderr, and the text of its error, go to the file `errors`. It ends with this process. It
+    must not compute with torch, whose threads a fork loses: it would wait for them for ever.
     """
 
     def __init__(self, act: Callable[[], object], errors: Path) -> None:
@@ -54,10 +59,17 @@ class Fork:
 
 
 def _run(act: Callable[[], object], errors: Path) -> int:
+    # Not left behind by a test run that was killed, nor holding the pipe that somebody reads its output from.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with open(os.devnull, "r+b") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(nothing.fileno(), 1)
     # Whatever the test runner does with these is not ours.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115
+    file = open(errors, "a", buffering=1)  # noqa: SIM115
+    os.dup2(file.fileno(), 2)
+    sys.stderr = file
     try:
         act()
     except SystemExit as end:

@@ -84,7 +84,7 @@ def _mean(latents: torch.Tensor) -> torch.Tensor:
     return latents.float().mean(dim=(1, 2, 3))
 
 
-@settings(max_examples=6, deadline=None, phases=(Phase.generate,))
+@settings(max_examples=4, deadline=None, phases=(Phase.generate,))
 @given(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=len(COLOURS), max_size=len(COLOURS)),
     first=st.sampled_from(["good", "picture"]),

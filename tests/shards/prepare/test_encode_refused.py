@@ -24,7 +24,7 @@ from tests.support.clips import PALETTE, ramp, write_lossless, write_ramp
 from tests.support.models import tiny_model
 
 BUCKETS = Bucket.parse_list("64x64x9")
-OPTIONS = EncodeOptions(device="cpu", rows_per_shard=1)
+OPTIONS = EncodeOptions(device="cpu", rows_per_shard=1, max_text_tokens=32)
 
 
 def table_of(folder: Path, *rows: dict[str, str]) -> Path:
