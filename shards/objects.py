@@ -131,6 +131,9 @@ class ObjectStorage:
         except FileNotFoundError:
             pass
 
+    def sweep(self, folder: str) -> None:
+        """Nothing: what was not uploaded whole was never there."""
+
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """A temporary download."""

@@ -46,6 +46,9 @@ class Storage(Protocol):
     def remove(self, path: str) -> None:
         """Take a file away, if it is there."""
 
+    def sweep(self, folder: str) -> None:
+        """Take away what writers that were killed left in `folder`, not below it."""
+
     def local(self, path: str) -> AbstractContextManager[Path]:
         """A file of this machine with the same bytes, valid inside the block. Raises FileNotFoundError."""
 
@@ -136,6 +139,11 @@ class Folder:
     def remove(self, path: str) -> None:
         """Take a file away, if it is there."""
         (self.root / path).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> None:
+        """Take away all temporary files, for when nobody is expected to write there any more."""
+        for path in (self.root / folder).glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:

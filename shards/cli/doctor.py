@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from shards.diagnosis import Diagnosis
+    from shards.doctor.diagnosis import Diagnosis
 
 PICTURE_NAME = "doctor.png"
 
@@ -28,11 +28,11 @@ def doctor(
     """Check a dataset: exit code 0 when it is sound, 1 when it is not, 2 when it cannot be looked at."""
     from rich.console import Console
 
-    from shards.diagnosis import as_json, render, summary
-    from shards.doctor import diagnose
+    from shards.doctor.diagnose import diagnose
+    from shards.doctor.diagnosis import as_json, render, summary
+    from shards.doctor.repair import repair as write_repair
     from shards.efficiency import outlook
     from shards.prepare.progress import progress_bar
-    from shards.repair import repair as write_repair
 
     errors = Console(stderr=True)
     with progress_bar(errors, disable=not errors.is_terminal) as progress:

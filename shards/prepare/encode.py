@@ -29,7 +29,7 @@ from shards.prepare.table import Row, check_media, digest, read_table
 from shards.prepare.units import encode_unit, stored_rows
 from shards.prepare.vae import vae_scale
 from shards.prepare.workers import Worker
-from shards.storage import Folder, Root, Storage, open_storage
+from shards.storage import Root, Storage, open_storage
 from shards.tar import SHARDS
 
 JOB = ".encode"
@@ -203,7 +203,7 @@ def _finish(
     if rows:
         write_manifest(out, Manifest.from_rows(rows))
         write_info(out, describe())
-    _clear(storage)
+    storage.sweep(SHARDS)
     return {
         "samples": len(rows),
         "buckets": counts,
@@ -211,13 +211,6 @@ def _finish(
         "cut_captions": sum(result["cut_captions"] for result in results),
         "empty_captions": sum(result["empty_captions"] for result in results),
     }
-
-
-def _clear(storage: Storage) -> None:
-    """Remove what killed workers left of shards they had begun."""
-    if isinstance(storage, Folder):
-        for path in (storage.root / SHARDS).glob(".*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def _read_failures(storage: Storage) -> tuple[Failure, ...]:

@@ -19,7 +19,7 @@ from shards.errors import InputError
 from shards.prepare.claims import LEASE_S, Claims
 from shards.prepare.shift import Shift, Task
 from shards.prepare.workers import Worker
-from shards.storage import Folder, Storage
+from shards.storage import Storage
 from shards.stream import stream
 
 _FORMAT = 1
@@ -45,7 +45,7 @@ class Job:
         self.folder = folder
         self.units = units
         self.lease = lease
-        self._claims = f"{folder}/claims"
+        self._claims, self._units = f"{folder}/claims", f"{folder}/units"
         described = {"format": _FORMAT, "units": units, "identity": dict(identity)}
         data = json.dumps(described, indent=1, ensure_ascii=False).encode()
         with _refusals(storage):
@@ -115,7 +115,7 @@ class Job:
         return Task(f"{unit:06d}", self._unit_path(unit), label, lambda: do(unit))
 
     def _unit_path(self, unit: int) -> str:
-        return f"{self.folder}/units/{unit:06d}.json"
+        return f"{self._units}/{unit:06d}.json"
 
     def _conclude(self, finish: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
         """The last step, and away with the notes of workers that were killed."""
@@ -126,10 +126,9 @@ class Job:
         for entry in self.storage.list(self._claims):
             if entry.path != f"{self._claims}/{_LAST}":
                 self.storage.remove(entry.path)
-        if isinstance(self.storage, Folder):
-            # Those beside `job.json` may be of a worker that is just starting.
-            for path in (self.storage.root / self.folder).glob("*/.*.tmp"):
-                path.unlink(missing_ok=True)
+        # Not beside `job.json`: there they may be of a worker that is just starting.
+        for folder in (self._claims, self._units):
+            self.storage.sweep(folder)
         return result
 
     def _read(self, path: str) -> dict[str, Any]:

@@ -23,12 +23,12 @@ import torch
 import xxhash
 
 from shards.dataset import Dataset
-from shards.doctor import diagnose
-from shards.finding import Findings
+from shards.doctor.diagnose import diagnose
+from shards.doctor.finding import Findings
+from shards.doctor.survey import Candidates, survey
 from shards.geometry import Grid
 from shards.index import index
 from shards.manifest import MANIFEST_NAME, Manifest, Row, read_manifest, write_manifest
-from shards.survey import Candidates, survey
 from tests.bench.bench_reader import GRIDS, TEXT_LENGTHS
 from tests.support.datasets import write_dataset
 

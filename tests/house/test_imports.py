@@ -81,6 +81,8 @@ def test_there_are_no_import_circles() -> None:
         "shards.efficiency",
         "shards.manifest",
         "shards.dataset",
+        "shards.index",
+        "shards.doctor.diagnose",
     ],
 )
 def test_imports_without_torch(module: str) -> None:

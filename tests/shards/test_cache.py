@@ -186,19 +186,25 @@ def test_processes_that_share_a_cache_may_be_killed_at_any_moment(tmp_path: Path
         assert process.stdout.readline() == b"ready\n"
         return process
 
-    workers = [start(seed) for seed in range(3)]
-    said = b""
-    for seed in range(3, 13):
-        time.sleep(chance.uniform(0, 0.1))
-        victim = workers.pop(0)
-        victim.send_signal(signal.SIGKILL)
-        said += victim.communicate()[0]
-        # Each process may be writing one file that a count before it did not see.
-        assert used(tmp_path) <= limit + 4 * 21_000
-        workers.append(start(seed))
-    for worker in workers:
-        worker.kill()
-        said += worker.communicate()[0]
+    workers, said = [start(seed) for seed in range(3)], b""
+    try:
+        for seed in range(3, 13):
+            time.sleep(chance.uniform(0, 0.1))
+            victim = workers.pop(0)
+            victim.kill()
+            said += victim.communicate()[0]
+            for worker in workers:  # what changes meanwhile cannot be counted
+                worker.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+            # Each process may be writing one file that a count before it did not see.
+            assert used(tmp_path) <= limit + 4 * 21_000
+            for worker in workers:
+                worker.send_signal(signal.SIGCONT)
+            workers.append(start(seed))
+    finally:
+        for worker in workers:
+            worker.kill()
+            said += worker.communicate()[0]
     assert said == b""
     for path in files(tmp_path, ".tmp"):
         os.utime(path, (0, 0))

@@ -11,14 +11,14 @@ import torch
 
 from shards.cli import main
 from shards.dataset import DatasetInfo, Source, open_dataset
-from shards.doctor import diagnose
+from shards.doctor.diagnose import diagnose
+from shards.doctor.repair import repair
 from shards.errors import InputError
 from shards.geometry import Scale
 from shards.index import index
 from shards.manifest import MANIFEST_NAME
 from shards.merge import merge
 from shards.reader import Reader
-from shards.repair import repair
 from tests.support.damage import flip
 from tests.support.datasets import write_dataset
 from tests.support.servers import make_bucket, s3_environment, s3_server

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shards.prepare.playback as module
-from shards.cli import main
 from shards.prepare.playback import DecodeOptions, DecodeReport
 from shards.prepare.video import probe
+from tests.support.command import run
 from tests.support.datasets import write_dataset
 from tests.support.models import tiny_model, tiny_source
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["ltx-shards", "decode", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -44,7 +36,7 @@ def test_every_option_is_passed_on(
         "--keys a,b --keys c --seed 7 --decode-timestep 0.05 --decode-noise-scale 0.025 --device cpu "
         "--dtype float32 --vae-tiling --force --crf 3"
     )
-    assert run(monkeypatch, "s3://bucket/data", "--model", "M", "--out", "out", *flags.split()) == 0
+    assert run(monkeypatch, "decode", "s3://bucket/data", "--model", "M", "--out", "out", *flags.split()) == 0
     (arguments,) = calls
     assert arguments[:3] == ("s3://bucket/data", "M", Path("out"))
     assert arguments[3] == DecodeOptions(
@@ -75,7 +67,7 @@ def test_every_option_is_passed_on(
 def test_samples_are_chosen(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, flags: str, options: DecodeOptions
 ) -> None:
-    assert run(monkeypatch, "data", "--model", "M", "--out", "out", *flags.split()) == 0
+    assert run(monkeypatch, "decode", "data", "--model", "M", "--out", "out", *flags.split()) == 0
     assert calls[0][3] == options
 
 
@@ -98,7 +90,7 @@ def test_what_the_user_got_wrong_is_one_line(
 ) -> None:
     write_dataset(tmp_path / "data", 3, channels=8)
     arguments = (tmp_path / "data", "--model", tiny_model(), "--out", tmp_path / "out", *flags.split())
-    assert run(monkeypatch, *arguments) == 2
+    assert run(monkeypatch, "decode", *arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
@@ -107,6 +99,9 @@ def test_what_the_user_got_wrong_is_one_line(
 def test_samples_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "data", 3, channels=8, vae=tiny_source())
     out = tmp_path / "out"
-    assert run(monkeypatch, tmp_path / "data", "--model", tiny_model(), "--out", out, "--first", 2) == 0
+    assert (
+        run(monkeypatch, "decode", tmp_path / "data", "--model", tiny_model(), "--out", out, "--first", 2)
+        == 0
+    )
     assert probe(out / "clips/sample_00001.mp4")[:3] == (5, 48, 64)
     assert (out / "clips/sample_00000.png").is_file()

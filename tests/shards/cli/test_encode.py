@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,13 @@ from typing import Any
 import pytest
 
 import shards.prepare.encode as module
-from shards.cli import main
 from shards.geometry import Bucket
 from shards.prepare.encode import EncodeReport
 from shards.prepare.options import EncodeOptions
 from shards.prepare.workers import Worker
+from tests.support.command import run
 
 NEEDED = ("--model", "M", "--out", "out", "--buckets", "8x8x1")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["ltx-shards", "encode", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -37,8 +29,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return EncodeReport("out", 3, {"8x8x1": 3}, (), 0, 0, False, 1.0)
 
     monkeypatch.setattr(module, "encode", encode)
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
     return seen
 
 
@@ -52,7 +42,7 @@ def test_every_option_is_passed_on(
     )
     needed = "--model M --out s3://bucket/out --buckets 8x8x1;16x8x9"
     monkeypatch.setattr(module, "check_request", lambda *_: ("row",))
-    assert run(monkeypatch, "t.csv", *needed.split(), *flags.split()) == 0
+    assert run(monkeypatch, "encode", "t.csv", *needed.split(), *flags.split()) == 0
     assert "3 samples" in capsys.readouterr().out
     ((arguments, named),) = calls
     assert arguments == (Path("t.csv"), "M", "s3://bucket/out", (Bucket(8, 8, 1), Bucket(16, 8, 9)))
@@ -78,20 +68,20 @@ def test_every_option_is_passed_on(
 
 
 def test_unset_options_are_those_of_encode(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, "t.csv", *NEEDED) == 0
+    assert run(monkeypatch, "encode", "t.csv", *NEEDED) == 0
     assert calls[0][1]["options"] == EncodeOptions()
 
 
 def test_the_names_of_the_predecessor_work(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = "--model-source M --output-dir out --resolution-buckets 8x8x1 --video-column media_path --batch-size 2"
-    assert run(monkeypatch, "t.csv", *theirs.split(), "--load-text-encoder-in-8bit") == 0
+    assert run(monkeypatch, "encode", "t.csv", *theirs.split(), "--load-text-encoder-in-8bit") == 0
     ((arguments, named),) = calls
     assert arguments == (Path("t.csv"), "M", "out", (Bucket(8, 8, 1),))
     assert named["options"] == replace(EncodeOptions(), vae_batch=2, text_encoder_8bit=True)
 
 
 def test_all_windows_and_no_references(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, "t.csv", *NEEDED, "--windows", "all", "--reference-column", "") == 0
+    assert run(monkeypatch, "encode", "t.csv", *NEEDED, "--windows", "all", "--reference-column", "") == 0
     assert calls[0][1]["options"] == EncodeOptions(windows=None, reference_column=None)
 
 
@@ -100,7 +90,7 @@ def test_a_rank_of_torchrun_takes_part_and_only_the_first_reports(
 ) -> None:
     for name, value in {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert run(monkeypatch, "t.csv", *NEEDED) == 0
+    assert run(monkeypatch, "encode", "t.csv", *NEEDED) == 0
     assert calls[0][1]["worker"] == Worker(5, 16, 1)
     assert capsys.readouterr().out == ""
 
@@ -126,6 +116,6 @@ def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(
     arguments: list[str],
     message: str,
 ) -> None:
-    assert run(monkeypatch, *arguments) == 2
+    assert run(monkeypatch, "encode", *arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not calls

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shards.prepare.references as module
-from shards.cli import main
 from shards.prepare.filters import builtin
 from shards.prepare.references import ReferenceOptions, ReferenceReport, check_request, make_references
 from shards.prepare.rows import write_rows
 from shards.prepare.workers import Worker
+from tests.support.command import run
 from tests.support.footage import tree, write_scenes
 from tests.support.killing import finish, kill_when
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["ltx-shards", "reference", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -39,8 +31,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return ReferenceReport(Path("t.csv"), Path("references/canny"), 3, 2, [("x.mp4", "torn")])
 
     monkeypatch.setattr(module, "make_references", make)
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
     return seen
 
 
@@ -51,7 +41,7 @@ def test_every_option_is_passed_on(
         "--kind canny --low 50 --high 80 --out u.csv --column r --media-column film --append --overwrite "
         "--crf 3 --worker 0 --workers 4"
     )
-    assert run(monkeypatch, "t.csv", *flags.split()) == 0
+    assert run(monkeypatch, "reference", "t.csv", *flags.split()) == 0
     ((request, worker),) = calls
     assert worker == Worker(0, 4, 0)
     assert request.filter.label == "canny-50-80"
@@ -74,7 +64,7 @@ def test_every_option_is_passed_on(
 def test_filters_are_chosen(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, flags: str, label: str
 ) -> None:
-    assert run(monkeypatch, "t.csv", *flags.split()) == 0
+    assert run(monkeypatch, "reference", "t.csv", *flags.split()) == 0
     ((request, worker),) = calls
     assert request.filter.label.startswith(label)
     assert request.options == ReferenceOptions()
@@ -100,7 +90,7 @@ def test_what_the_user_got_wrong_is_one_line(
     arguments: str,
     message: str,
 ) -> None:
-    assert run(monkeypatch, *arguments.split()) == 2
+    assert run(monkeypatch, "reference", *arguments.split()) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shards.prepare.splitting as module
-from shards.cli import main
 from shards.prepare.scenes import Length, SceneOptions
 from shards.prepare.splitting import SplitReport, check_request, split
 from shards.prepare.workers import Worker
+from tests.support.command import run
 from tests.support.footage import tree, write_scenes
 from tests.support.killing import finish, kill_when
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["ltx-shards", "split", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -38,8 +30,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         )
 
     monkeypatch.setattr(module, "split", split)
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
     return seen
 
 
@@ -51,7 +41,7 @@ def test_every_option_is_passed_on(
         "--filter-shorter-than 2.5s --max-scenes 7 --skip-start 00:00:01 --skip-end 17 --frame-skip 1 "
         "--downscale 2 --crf 20 --table t.csv --worker 0 --workers 4"
     )
-    assert run(monkeypatch, "a.mp4", "--out", "out", *flags.split()) == 0
+    assert run(monkeypatch, "split", "a.mp4", "--out", "out", *flags.split()) == 0
     ((request, worker),) = calls
     assert worker == Worker(0, 4, 0)
     assert (request.out, request.crf, request.table) == (Path("out"), 20, "t.csv")
@@ -75,7 +65,7 @@ def test_every_option_is_passed_on(
 
 
 def test_the_usual_is_what_the_library_takes(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, "a.mp4", "--out", "out") == 0
+    assert run(monkeypatch, "split", "a.mp4", "--out", "out") == 0
     ((request, worker),) = calls
     assert request.options == SceneOptions()
     assert (request.crf, request.table, worker) == (16, "dataset.jsonl", Worker())
@@ -98,7 +88,7 @@ def test_what_the_user_got_wrong_is_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    assert run(monkeypatch, *arguments, "--out", "out") == 2
+    assert run(monkeypatch, "split", *arguments, "--out", "out") == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors

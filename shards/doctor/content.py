@@ -18,7 +18,7 @@ Bits = npt.NDArray[np.unsignedinteger]
 
 
 def content_problems(payload: bytes, entries: Mapping[str, Entry]) -> Iterator[tuple[str, str]]:
-    """Kind (of ``shards.finding.KINDS``) and detail of all that is wrong with a sample's tensors."""
+    """Kind (of ``shards.doctor.finding.KINDS``) and detail of all that is wrong with a sample's tensors."""
     references = reference_names(entries)
     for name in ("latents", *references, "prompt_embeds"):
         bits = bits_of(payload, entries[name])

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shards.checkup import STRAY, Checkup
-from shards.examination import DTYPES
-from shards.finding import EXAMPLES, KINDS, Findings
+from shards.doctor.checkup import STRAY, Checkup
+from shards.doctor.examination import DTYPES
+from shards.doctor.finding import EXAMPLES, KINDS, Findings
 from shards.manifest import Manifest
 from shards.selection import join, select
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.diagnosis import Diagnosis
+from shards.doctor.diagnosis import Diagnosis
 from shards.errors import InputError
 from shards.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
 from shards.manifest import MANIFEST_NAME, write_manifest

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.changes import Changes
-from shards.checkup import Checkup, Records, check_shard
-from shards.content import all_finite, bits_of
 from shards.dataset import INFO_NAME, DatasetInfo, check_folder, read_info
-from shards.diagnosis import Diagnosis
+from shards.doctor.changes import Changes
+from shards.doctor.checkup import Checkup, Records, check_shard
+from shards.doctor.content import all_finite, bits_of
+from shards.doctor.diagnosis import Diagnosis
+from shards.doctor.finding import Findings
+from shards.doctor.survey import Candidates, survey
 from shards.errors import InputError
-from shards.finding import Findings
 from shards.header import read_header
 from shards.index import find_shards
 from shards.left_out import read_left_out
@@ -25,7 +26,6 @@ from shards.manifest import MANIFEST_NAME, Manifest, NewerVersion, read_manifest
 from shards.selection import select
 from shards.storage import Root, is_url, open_storage
 from shards.stream import stream
-from shards.survey import Candidates, survey
 from shards.tar import SHARDS
 
 TEXT_LIMIT = 256  # tokens that `encode` cuts captions at

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import xxhash
 
 from shards.dataset import DatasetInfo
+from shards.doctor.examination import Examined, Problem, Unfit, examine
 from shards.errors import ShardError
-from shards.examination import Examined, Problem, Unfit, examine
 from shards.formats import format_of
 from shards.geometry import Grid
 from shards.hashing import sample_id

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import xxhash
 
-from shards.content import content_problems
 from shards.dataset import DatasetInfo
-from shards.finding import KINDS
+from shards.doctor.content import content_problems
+from shards.doctor.finding import KINDS
 from shards.geometry import Bucket, Grid, Scale
 from shards.header import ITEM_BYTES, read_header, sample_geometry
 from shards.manifest import Row
@@ -20,7 +20,7 @@ DTYPES = tuple(ITEM_BYTES)
 
 
 class Problem(NamedTuple):
-    """Something found; ``kind`` is one of ``shards.finding.KINDS``."""
+    """Something found; ``kind`` is one of ``shards.doctor.finding.KINDS``."""
 
     kind: str
     key: str

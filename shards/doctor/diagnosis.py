@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from shards.changes import Changes
 from shards.dataset import DatasetInfo
+from shards.doctor.changes import Changes
+from shards.doctor.finding import KINDS, UNMENDABLE, Example, Finding, Findings
 from shards.efficiency import Efficiency, render_outlook
-from shards.finding import KINDS, UNMENDABLE, Example, Finding, Findings
 from shards.manifest import Manifest
 from shards.storage import Root
 

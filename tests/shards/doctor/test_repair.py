@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset import open_dataset
-from shards.doctor import diagnose
+from shards.doctor.diagnose import diagnose
+from shards.doctor.repair import BEFORE_REPAIR, repair
 from shards.errors import InputError, ShardError
 from shards.index import index
 from shards.left_out import LEFT_OUT_NAME, LeftOut, read_left_out, write_left_out
 from shards.manifest import MANIFEST_NAME
 from shards.reader import Reader
-from shards.repair import BEFORE_REPAIR, repair
 from shards.sample import Sample
 from shards.storage import open_storage
 from tests.support.damage import cut, flip, shard_of

@@ -13,15 +13,15 @@ from dist_trainer.conditioning import reference_scale
 from shards.cli import main
 from shards.convert import convert
 from shards.dataset import open_dataset
-from shards.doctor import diagnose
+from shards.doctor.diagnose import diagnose
+from shards.doctor.finding import EXAMPLES, KINDS
+from shards.doctor.repair import repair
+from shards.doctor.survey import fitting
 from shards.errors import InputError
-from shards.finding import EXAMPLES, KINDS
 from shards.geometry import Grid
 from shards.index import index
 from shards.manifest import MANIFEST_NAME
-from shards.repair import repair
 from shards.storage import open_storage
-from shards.survey import fitting
 from tests.support.damage import edit_manifest, flip
 from tests.support.datasets import write_dataset
 from tests.support.scenarios import SAMPLES, SCENARIOS, one_of, sound_dataset
