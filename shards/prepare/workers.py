@@ -149,11 +149,9 @@ def _report(child: subprocess.Popen[bytes], index: int, count: int, leaving: thr
     if code == 0 or leaving.is_set():
         return
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
-    print(
-        f"worker {index} of {count} (process {child.pid}) {how}; the others go on",
-        file=sys.stderr,
-        flush=True,
-    )
+    # In one piece: the children write to the same place.
+    sys.stderr.write(f"worker {index} of {count} (process {child.pid}) {how}; the others go on\n")
+    sys.stderr.flush()
 
 
 def _signal_name(number: int) -> str:

@@ -171,7 +171,7 @@ words = sys.argv[1:]
 number = words[words.index("--worker") + 1]
 opened = [os.readlink(path) for n in os.listdir("/proc/self/fd") if os.path.exists(path := f"/proc/self/fd/{n}")]
 print("from the output")
-print(f"from the errors of {number}", file=sys.stderr, flush=True)
+os.write(2, f"from the errors of {number}\\n".encode())
 Path("child.tmp." + number).write_text("\\n".join([str(os.getpid()), " ".join(words), *opened]))
 os.rename("child.tmp." + number, "child." + number)
 while not Path("end." + number).exists():
