@@ -275,5 +275,7 @@ def test_bytes_that_are_wrong_at_the_source_are_not_kept(near: Dataset, tmp_path
 def test_a_cache_smaller_than_the_dataset_serves_threads_at_once(near: Dataset, tmp_path: Path) -> None:
     limit = int(near.manifest.nbytes.sum()) // 3
     with Reader(near, cache=Cache(tmp_path / "cache", limit)) as reader, ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(lambda _: assert_all_right(near, reader), range(8)):
+        for _ in range(4):
+            list(pool.map(lambda _: assert_all_right(near, reader), range(4)))
+            # Each thread may have been writing one file that a count before it did not see.
             assert used(tmp_path / "cache") <= limit + 8 * int(near.manifest.nbytes.max())
