@@ -20,12 +20,12 @@ from dist_trainer.optim import make_optimizer
 from dist_trainer.rundir import RunState
 from dist_trainer.version import __version__
 from dist_trainer.world import World
-from shards.cache import Cache
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import InputError
 from shards.pack import check_cap
 from shards.plan import Batching, Plan
 from shards.reader import Reader
+from shards.storage.cache import Cache
 
 
 @dataclass(frozen=True)

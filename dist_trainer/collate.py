@@ -15,7 +15,7 @@ from dist_trainer import flow
 from dist_trainer.attention import Lengths
 from dist_trainer.conditioning import Conditioned, Recipe, build, latent_grid
 from shards.errors import InputError
-from shards.sample import Sample
+from shards.formats.sample import Sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dist_trainer import flow
 from shards.errors import InputError
+from shards.formats.sample import Sample
 from shards.geometry import Grid, Patch, Scale
-from shards.sample import Sample
 
 Mode = Literal["none", "reference_video"]
 

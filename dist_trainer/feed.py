@@ -16,13 +16,13 @@ from dist_trainer.conditioning import Recipe, loss_elements
 from dist_trainer.loss import Weighting, loss_weights
 from dist_trainer.substitute import drawn_as, substitutes
 from dist_trainer.world import World
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, ShardError
+from shards.formats.sample import Sample
 from shards.geometry import Grid
 from shards.pack import Layout, costs, loads, pack
 from shards.plan import Plan, Step
 from shards.reader import Reader
-from shards.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from dist_trainer.loss import sample_sums
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
 from dist_trainer.replaced import Ledger
 from dist_trainer.world import World
+from shards.dataset.manifest import Manifest
 from shards.errors import DamagedSample
 from shards.hashing import mix
-from shards.manifest import Manifest
 from shards.plan import Plan
 
 

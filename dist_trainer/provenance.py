@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_trainer.dist import Gathering
-from shards.dataset import INFO_NAME, Dataset
+from shards.dataset.info import INFO_NAME
+from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.source import part
 
@@ -32,7 +33,7 @@ def _compare(source: str, dataset: Dataset) -> str:
         return _note(f"{dataset.root} was encoded by the VAE of {encoded.source}; {unknown}: {reason}")
     import torch
 
-    from shards.prepare.models import fingerprint, load_vae
+    from shards.prepare.encode.models import fingerprint, load_vae
 
     found = fingerprint(load_vae(source, torch.bfloat16))
     if found == encoded.fingerprint:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from shards.dataset.manifest import Manifest
 from shards.hashing import mix
-from shards.manifest import Manifest
 
 ATTEMPTS = 8
 

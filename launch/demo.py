@@ -52,7 +52,7 @@ def _empty(folder: Path) -> None:
 
 def _prepare(folder: Path, clips: int, console: Console) -> None:
     from dist_trainer.tiny import write_tiny_model
-    from shards.prepare.shapes import BUCKETS, render
+    from shards.prepare.media.shapes import BUCKETS, render
 
     console.print(Rule("a tiny LTX model with random weights, and clips of moving shapes"))
     write_tiny_model(folder / "model")

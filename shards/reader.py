@@ -11,13 +11,13 @@ import torch
 import xxhash
 
 from shards.buffers import BufferPool
-from shards.cache import Cache
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError, ShardError
-from shards.files import OpenFiles
-from shards.header import read_header, reference_names, sample_geometry
-from shards.sample import Sample, views
+from shards.formats.header import read_header, reference_names, sample_geometry
+from shards.formats.sample import Sample, views
 from shards.storage import Folder, open_storage
+from shards.storage.cache import Cache
+from shards.storage.files import OpenFiles
 
 _ALIGN = 64  # bytes; a cache line, and enough for any dtype
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from tests.support.datasets import GRIDS, write_dataset
 from tests.support.servers import make_bucket, s3_environment, s3_server
 

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
 from shards.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import RenderableType
 
-    from shards.prepare.answers import CaptionOptions
-    from shards.prepare.captioner import Captioner
-    from shards.prepare.captions import CaptionReport
-    from shards.prepare.listing import Listing
-    from shards.prepare.workers import Worker
+    from shards.prepare.caption.answers import CaptionOptions
+    from shards.prepare.caption.captioner import Captioner
+    from shards.prepare.caption.listing import Listing
+    from shards.prepare.caption.stage import CaptionReport
+    from shards.prepare.work.workers import Worker
 
 _INSTRUCTION = "Shortly describe the content of this video in two sentences."
 _EXTENSIONS = "mp4,avi,mov,mkv,webm,jpg,jpeg,png,webp"
@@ -93,9 +94,9 @@ def caption(
     After a crash run the same command again, with any number of workers: captions that are made are kept,
     in a hidden folder beside the table. Clips that failed are tried again.
     """
-    from shards.prepare.answers import CaptionOptions
-    from shards.prepare.listing import list_media
-    from shards.prepare.workers import this_worker
+    from shards.prepare.caption.answers import CaptionOptions
+    from shards.prepare.caption.listing import list_media
+    from shards.prepare.work.workers import this_worker
 
     options = CaptionOptions(
         model=model,
@@ -127,11 +128,9 @@ def _caption(
     count: int,
 ) -> None:
     """Take part as worker `me`, or as the first of `count` that are started here. The first one reports."""
-    from rich.console import Console
-
-    from shards.prepare.answers import check
-    from shards.prepare.captions import caption as caption_listing
-    from shards.prepare.workers import crew
+    from shards.prepare.caption.answers import check
+    from shards.prepare.caption.stage import caption as caption_listing
+    from shards.prepare.work.workers import crew
 
     check(options)
     listing()  # what is wrong with it is said once, before others are started
@@ -140,18 +139,15 @@ def _caption(
             listing, options, partial(opener, worker), overwrite=overwrite, worker=worker
         )
     if worker.index == 0:
-        console = Console()
-        # A pipe or a log file has no width of its own, and reasons are longer than the 80 columns taken then.
-        (console if console.is_terminal else Console(width=140)).print(render(report))
+        print_summary(*render(report))
 
 
-def render(report: CaptionReport) -> Group:
+def render(report: CaptionReport) -> list[RenderableType]:
     """Rows captioned, kept and failed, how fast and by what, and the first failures with their reasons."""
-    from rich.console import Group
     from rich.table import Table
 
-    from shards.prepare.captions import failures_path
-    from shards.prepare.summary import left_out
+    from shards.prepare.caption.stage import failures_path
+    from shards.prepare.failures import failures_table
 
     table = Table(
         "captioned", "kept", "failed", "clips/s", "model", "sees", title=str(report.out), title_justify="left"
@@ -159,8 +155,9 @@ def render(report: CaptionReport) -> Group:
     counts = report.captioned, report.kept, len(report.failures)
     table.add_row(*map(str, counts), f"{report.clips_per_s:.2f}", report.model or "-", report.sees or "-")
     if not report.failures:
-        return Group(table)
-    return Group(table, left_out(report.failures, str(failures_path(report.out))))
+        return [table]
+    title = f"{len(report.failures)} left out, all listed in {failures_path(report.out)}"
+    return [table, failures_table(report.failures, title)]
 
 
 def _processes(endpoint: str | None, device: str) -> int:
@@ -173,8 +170,8 @@ def _processes(endpoint: str | None, device: str) -> int:
 
 
 def _open_local(options: CaptionOptions, device: str, worker: Worker) -> Captioner:
-    from shards.prepare.captioner import DEFAULT_MODEL, LocalCaptioner
-    from shards.prepare.encoders import choose_device
+    from shards.prepare.caption.captioner import DEFAULT_MODEL, LocalCaptioner
+    from shards.prepare.encode.encoders import choose_device
 
     return LocalCaptioner(
         options.model or DEFAULT_MODEL,
@@ -188,7 +185,7 @@ def _open_local(options: CaptionOptions, device: str, worker: Worker) -> Caption
 def _open_server(
     options: CaptionOptions, url: str, at_once: int, retries: int, timeout_s: float, worker: Worker
 ) -> Captioner:
-    from shards.prepare.endpoint import EndpointCaptioner
+    from shards.prepare.caption.endpoint import EndpointCaptioner
 
     return EndpointCaptioner(
         url,

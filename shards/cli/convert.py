@@ -13,13 +13,11 @@ def convert(
     out: Annotated[str, typer.Option(help="Folder or URL to write the dataset into.")],
 ) -> None:
     """Write a dataset with shards of the other format; nothing is lost either way."""
-    from rich.console import Console
 
-    from shards.convert import convert as convert_dataset
-    from shards.prepare.progress import progress_bar
+    from shards.dataset.convert import convert as convert_dataset
+    from shards.prepare.work.progress import progress_bar
 
-    console = Console(stderr=True)
-    with progress_bar(console, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Converting samples", total=None)
         report = convert_dataset(
             root, out, to, on_sample=lambda total: progress.update(task, total=total, advance=1)

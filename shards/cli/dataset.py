@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
 from shards.errors import InputError, ShardError
 from shards.geometry import Scale
 
@@ -31,18 +32,16 @@ def index(
     threads: Annotated[int | None, typer.Option(help="Shards scanned at once; default: CPUs.")] = None,
 ) -> None:
     """Build manifest.parquet from the shards alone, checking every sample on the way."""
-    from rich.console import Console
 
-    from shards.dataset import read_info
-    from shards.index import index as index_dataset
-    from shards.prepare.progress import progress_bar
+    from shards.dataset.index import index as index_dataset
+    from shards.dataset.info import read_info
+    from shards.prepare.work.progress import progress_bar
 
     if like and scale:
         raise InputError("give --like or --scale, not both")
     if fps is not None and not fps > 0:
         raise InputError(f"--fps {fps}: it must be positive")
-    console = Console(stderr=True)
-    with progress_bar(console, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Scanning shards", total=None)
         try:
             manifest = index_dataset(
@@ -72,13 +71,11 @@ def merge(
     copy: Annotated[bool, typer.Option("--copy", help="Copy shards where hard links would do.")] = False,
 ) -> None:
     """Join datasets into one: no sample is encoded or written again, shards are linked or copied."""
-    from rich.console import Console
 
-    from shards.merge import merge as merge_datasets
-    from shards.prepare.progress import progress_bar
+    from shards.dataset.merge import merge as merge_datasets
+    from shards.prepare.work.progress import progress_bar
 
-    console = Console(stderr=True)
-    with progress_bar(console, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Taking shards", total=None)
         report = merge_datasets(
             roots,
@@ -94,12 +91,11 @@ def merge(
 
 def stats(root: DatasetRoot) -> None:
     """Show what a dataset holds: totals, clip sizes, lengths."""
-    from rich.console import Console
 
-    from shards.dataset import open_dataset
-    from shards.stats import render, summarize
+    from shards.dataset.opened import open_dataset
+    from shards.dataset.stats import render, summarize
 
-    Console().print(render(summarize(open_dataset(root))))
+    print_summary(render(summarize(open_dataset(root))))
 
 
 def plan(
@@ -116,9 +112,7 @@ def plan(
     steps: Annotated[int, typer.Option(help="Most steps to lay out.")] = 100,
 ) -> None:
     """Show how well GPUs would be used by a dataset, before anything runs."""
-    from rich.console import Console
-
-    from shards.dataset import open_dataset
+    from shards.dataset.opened import open_dataset
     from shards.efficiency import advice, render, report
     from shards.pack import check_cap
     from shards.plan import Batching
@@ -133,9 +127,7 @@ def plan(
     tokens = manifest.tokens()
     check_cap(manifest.keys.tolist(), tokens, cap)
     rows = report(tokens, manifest.ids, batching, counts, cap, quadratic, seed=seed, max_steps=steps)
-    console = Console()
-    # A pipe or a log file has no width of its own, and the table is wider than the 80 columns taken then.
-    (console if console.is_terminal else Console(width=140)).print(render(rows))
+    print_summary(render(rows))
     remark = advice(rows)
     if remark:
         typer.echo(remark)

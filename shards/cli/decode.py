@@ -44,11 +44,10 @@ def decode(
     """Turn samples back into videos and pictures, to look at what training sees; references come first."""
     if sum(choice is not None for choice in (keys, first, random)) > 1:
         raise InputError("give one of --keys, --first and --random")
-    from rich.console import Console
 
-    from shards.prepare.playback import INDEX_NAME, DecodeOptions
-    from shards.prepare.playback import decode as decode_samples
-    from shards.prepare.progress import progress_bar
+    from shards.prepare.decode import INDEX_NAME, DecodeOptions
+    from shards.prepare.decode import decode as decode_samples
+    from shards.prepare.work.progress import progress_bar
 
     options = DecodeOptions(
         keys=tuple(key.strip() for text in keys or () for key in text.split(",") if key.strip()),
@@ -63,7 +62,7 @@ def decode(
         force=force,
         crf=crf,
     )
-    with progress_bar(Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Decoding samples", total=None)
         report = decode_samples(
             root,

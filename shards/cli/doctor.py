@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
+
 if TYPE_CHECKING:
     from shards.doctor.diagnosis import Diagnosis
 
@@ -26,16 +28,15 @@ def doctor(
     threads: Annotated[int | None, typer.Option(help="Shards read at once; default: CPUs.")] = None,
 ) -> None:
     """Check a dataset: exit code 0 when it is sound, 1 when it is not, 2 when it cannot be looked at."""
-    from rich.console import Console
+    from rich.markup import escape
 
     from shards.doctor.diagnose import diagnose
     from shards.doctor.diagnosis import as_json, render, summary
     from shards.doctor.repair import repair as write_repair
     from shards.efficiency import outlook
-    from shards.prepare.progress import progress_bar
+    from shards.prepare.work.progress import progress_bar
 
-    errors = Console(stderr=True)
-    with progress_bar(errors, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Checking shards", total=None)
         diagnosis = diagnose(
             root,
@@ -50,23 +51,15 @@ def doctor(
     if json:
         typer.echo(as_json(diagnosis, expected, lines))
     else:
-        console = Console()
-        # A pipe or a log file has no width of its own.
-        console = console if console.is_terminal else Console(width=140)
-        for table in render(diagnosis, expected):
-            console.print(table)
-        for line in lines or ():
-            typer.echo(line)
-        for line in summary(diagnosis, repair):
-            console.print(line, soft_wrap=True, highlight=False)
-        typer.echo(drawn)
+        written = map(escape, (*(lines or ()), drawn))
+        print_summary(*render(diagnosis, expected), *summary(diagnosis, repair), *written)
     sound = diagnosis.sound or (repair and diagnosis.sound_when_mended)
     raise typer.Exit(0 if sound else 1)
 
 
 def _draw(diagnosis: Diagnosis, path: Path | None) -> str:
     """Write the picture; what to say of it."""
-    from shards.histogram import picture
+    from shards.dataset.histogram import picture
     from shards.storage import Folder, is_url
 
     root = diagnosis.root

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
 from shards.errors import InputError
 
 if TYPE_CHECKING:
     from shards.geometry import Bucket
-    from shards.prepare.options import EncodeOptions
-    from shards.prepare.workers import Worker
+    from shards.prepare.encode.options import EncodeOptions
+    from shards.prepare.work.workers import Worker
 
 Table = Annotated[Path, typer.Argument(metavar="DATASET", help="CSV, JSON or JSONL of clips and captions.")]
 _model = typer.Option(
@@ -79,8 +80,8 @@ def encode(
     After a crash run the same command again, with any number of workers: what is complete is kept.
     """
     from shards.geometry import Bucket
-    from shards.prepare.options import EncodeOptions
-    from shards.prepare.workers import this_worker
+    from shards.prepare.encode.options import EncodeOptions
+    from shards.prepare.work.workers import this_worker
 
     options = EncodeOptions(
         caption_column=caption_column,
@@ -117,20 +118,16 @@ def _encode(
     """Take part as worker `me`, or as the first of `count` that are started here. The first one reports."""
     # Before torch comes: its threads give way to those that decode and to other workers, and do not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rich.console import Console
-
-    from shards.prepare.encode import check_request
-    from shards.prepare.encode import encode as encode_dataset
-    from shards.prepare.summary import render
-    from shards.prepare.workers import Worker, crew
+    from shards.prepare.encode.report import render
+    from shards.prepare.encode.stage import check_request
+    from shards.prepare.encode.stage import encode as encode_dataset
+    from shards.prepare.work.workers import Worker, crew
 
     rows = check_request(dataset, out, buckets, options, me or Worker())
     with nullcontext(me) if me else crew(sys.argv[1:], count) as worker:
         report = encode_dataset(dataset, model, out, buckets, options=options, worker=worker, rows=rows)
     if worker.index == 0:
-        console = Console()
-        # A pipe or a log file has no width of its own, and reasons are longer than the 80 columns taken then.
-        (console if console.is_terminal else Console(width=140)).print(render(report))
+        print_summary(render(report))
 
 
 def _number_of_windows(text: str) -> int | None:

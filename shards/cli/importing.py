@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
+
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from shards.prepare.importing import ImportReport
-
-_LISTED = 20
+    from shards.prepare.importing.stage import ImportReport
 
 
 def import_folder(
@@ -42,10 +40,9 @@ def import_folder(
     shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed, in bytes.")] = 256 << 20,
 ) -> None:
     """Turn a folder that LTX-Video-Trainer preprocessed into a dataset, with the same numbers."""
-    from rich.console import Console
 
-    from shards.prepare.importing import ImportOptions, import_precomputed
-    from shards.prepare.progress import progress_bar
+    from shards.prepare.importing.stage import ImportOptions, import_precomputed
+    from shards.prepare.work.progress import progress_bar
 
     options = ImportOptions(
         references=[] if no_references else reference_dir or None,
@@ -56,29 +53,21 @@ def import_folder(
         model=model,
         shard_bytes=shard_bytes,
     )
-    console = Console(stderr=True)
-    with progress_bar(console, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Importing samples", total=None)
         report = import_precomputed(
             folder, out, options, on_sample=lambda total: progress.update(task, total=total, advance=1)
         )
-    _tell(report, out, console)
+    _tell(report, out)
 
 
-def _tell(report: ImportReport, out: str, console: Console) -> None:
-    """What was left out on stderr, the first of it; notes and the sum of it all on stdout."""
-    from rich.table import Table
-
-    from shards.prepare.importing import FAILURES_NAME
+def _tell(report: ImportReport, out: str) -> None:
+    """What was left out, notes, and the sum of it all."""
+    from shards.prepare.failures import FAILURES_NAME, failures_table
 
     if report.failures:
-        count = len(report.failures)
-        table = Table("left out", "reason", title=f"{count} files were left out ({out}/{FAILURES_NAME})")
-        for failure in report.failures[:_LISTED]:
-            table.add_row(*failure)
-        if count > _LISTED:
-            table.add_row("...", f"and {count - _LISTED} more")
-        console.print(table)
+        title = f"{len(report.failures)} files were left out, all listed in {out}/{FAILURES_NAME}"
+        print_summary(failures_table(report.failures, title))
     for note in report.notes:
         typer.echo(f"note: {note}")
     paired = f", each with {', '.join(report.references)}" if report.references else ""

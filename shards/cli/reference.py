@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
 from shards.errors import InputError
 
 if TYPE_CHECKING:
-    from shards.prepare.references import ReferenceReport
+    from shards.prepare.reference.stage import ReferenceReport
 
-_LISTED = 20
 _table = typer.Argument(metavar="TABLE", help="CSV, JSON or JSONL of clips.")
 _kind = typer.Option(help="canny, blur, grayscale or downscale.")
 _compute = typer.Option(
@@ -61,12 +61,11 @@ def reference(
 
     After a crash run the same command again, with any number of workers: what is complete is kept.
     """
-    from rich.console import Console
 
-    from shards.prepare.filters import FilterOptions, builtin, plugin
-    from shards.prepare.progress import progress_bar
-    from shards.prepare.references import ROWS_PER_UNIT, ReferenceOptions, check_request, make_references
-    from shards.prepare.workers import crew, this_worker
+    from shards.prepare.reference.filters import FilterOptions, builtin, plugin
+    from shards.prepare.reference.stage import ROWS_PER_UNIT, ReferenceOptions, check_request, make_references
+    from shards.prepare.work.progress import progress_bar
+    from shards.prepare.work.workers import crew, this_worker
 
     if (kind is None) == (compute is None):
         raise InputError("give exactly one of --kind and --compute")
@@ -78,10 +77,9 @@ def reference(
     options = ReferenceOptions(out, column, media_column, append, replace, overwrite, crf)
     me = this_worker(os.environ, worker, workers)
     request = check_request(table, plugin(compute) if compute else builtin(str(kind), settings), options)
-    console = Console(stderr=True)
     with (
         nullcontext(me) if me else crew(sys.argv[1:], workers or 1) as place,
-        progress_bar(console, disable=place.index > 0) as progress,
+        progress_bar(quiet=place.index > 0) as progress,
     ):
         clips = len(request.references)
         task = progress.add_task("Making references", total=clips)
@@ -91,26 +89,17 @@ def reference(
             lambda done, units: progress.update(task, completed=min(done * ROWS_PER_UNIT, clips)),
         )
     if place.index == 0:
-        _print(report)
+        _tell(report)
 
 
-def _print(report: ReferenceReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _tell(report: ReferenceReport) -> None:
+    from shards.prepare.failures import FAILURES_NAME, failures_table
 
     failures = report.failures
     typer.echo(
         f"{report.table}: {report.made} references made in {report.folder}, {report.existed} were there, "
         f"{len(failures)} clips got none"
     )
-    if not failures:
-        return
-    table = Table("clip", "reason", title=f"without a reference ({report.folder}/failures.jsonl)")
-    for failure in failures[:_LISTED]:
-        table.add_row(*map(Text, failure))
-    if len(failures) > _LISTED:
-        table.add_row("...", f"and {len(failures) - _LISTED} more")
-    console = Console()
-    # A pipe or a log file has no width of its own, and paths are longer than the 80 columns taken then.
-    (console if console.is_terminal else Console(width=140)).print(table)
+    if failures:
+        title = f"{len(failures)} clips without a reference, all listed in {report.folder}/{FAILURES_NAME}"
+        print_summary(failures_table(failures, title))

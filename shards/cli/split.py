@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.printing import print_summary
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from shards.prepare.splitting import Request, SplitReport
-    from shards.prepare.workers import Worker
+    from shards.prepare.split.stage import Request, SplitReport
+    from shards.prepare.work.workers import Worker
 
-_LISTED = 20
 _inputs = typer.Argument(metavar="VIDEO_OR_FOLDER...", help="Videos, and folders of videos.")
 _out = typer.Option(help="Folder to write the clips, their table and the preview sheets into.")
 _detector = typer.Option(help="content, adaptive, threshold (fades), histogram or hash.")
@@ -67,9 +68,9 @@ def split(
 
     After a crash run the same command again, with any number of workers: videos that are done are kept.
     """
-    from shards.prepare.scenes import Length, SceneOptions
-    from shards.prepare.splitting import check_request
-    from shards.prepare.workers import crew, this_worker
+    from shards.prepare.split.scenes import Length, SceneOptions
+    from shards.prepare.split.stage import check_request
+    from shards.prepare.work.workers import crew, this_worker
 
     options = SceneOptions(
         detector=detector,
@@ -90,17 +91,16 @@ def split(
     with nullcontext(me) if me else crew(sys.argv[1:], workers or 1) as place:
         report = _run(request, place)
     if place.index == 0:
-        _print(report)
+        print_summary(*_render(report))
 
 
 def _run(request: Request, place: Worker) -> SplitReport:
     """Split as one of several workers; the first shows how many videos are done, and how far its own is."""
-    from rich.console import Console
 
-    from shards.prepare.progress import progress_bar
-    from shards.prepare.splitting import split as split_videos
+    from shards.prepare.split.stage import split as split_videos
+    from shards.prepare.work.progress import progress_bar
 
-    with progress_bar(Console(stderr=True), disable=place.index > 0) as progress:
+    with progress_bar(quiet=place.index > 0) as progress:
         videos = progress.add_task("Splitting videos", total=None)
         current = progress.add_task("", total=None)
 
@@ -118,34 +118,22 @@ def _run(request: Request, place: Worker) -> SplitReport:
     return report
 
 
-def _print(report: SplitReport) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe or a log file has no width of its own, and paths are longer than the 80 columns taken then.
-    for part in _rendered(report):
-        (console if console.is_terminal else Console(width=140)).print(part)
-
-
-def _rendered(report: SplitReport) -> list[RenderableType]:
+def _render(report: SplitReport) -> list[RenderableType]:
     """The summary as a person reads it."""
     from rich.table import Table
     from rich.text import Text
+
+    from shards.prepare.failures import FAILURES_NAME, failures_table
 
     counts = Table("videos", "scenes", "hours", title=str(report.table), title_justify="left")
     failed = len(report.failures)
     counts.add_row(str(report.videos - failed), str(report.scenes), f"{report.seconds / 3600:.2f}")
     parts: list[RenderableType] = [counts]
     parts += [Text(f"{count} scenes left out: {reason}") for reason, count in report.left_out.items()]
-    for title, entries in (
-        (f"{failed} videos could not be read", report.failures),
-        (f"{len(report.damaged)} videos break off and were used up to there", report.damaged),
-    ):
-        if entries:
-            table = Table("video", "reason", title=title, title_justify="left")
-            for entry in entries[:_LISTED]:
-                table.add_row(*map(Text, entry))
-            if len(entries) > _LISTED:
-                table.add_row("...", f"and {len(entries) - _LISTED} more")
-            parts.append(table)
+    if failed:
+        title = f"{failed} videos could not be read, all listed in {report.table.parent}/{FAILURES_NAME}"
+        parts.append(failures_table(report.failures, title))
+    if report.damaged:
+        title = f"{len(report.damaged)} videos break off and were used up to there"
+        parts.append(failures_table(report.damaged, title, column="video"))
     return parts

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from shards.dataset.left_out import LeftOut
 from shards.doctor.checkup import STRAY, Checkup
 from shards.doctor.finding import KINDS
 from shards.doctor.survey import REASONS, Candidates
-from shards.left_out import LeftOut
 
 _CORRECTED = ("stale", "place", "shape", "rate", "id")
 

@@ -9,17 +9,18 @@ from typing import NamedTuple
 
 import xxhash
 
-from shards.dataset import DatasetInfo
+from shards.dataset.info import DatasetInfo
+from shards.dataset.manifest import Manifest
 from shards.doctor.examination import Examined, Problem, Unfit, examine
 from shards.errors import ShardError
-from shards.formats import format_of
+from shards.formats.mds import read_mds
+from shards.formats.members import walk
+from shards.formats.row import Row, Stored
+from shards.formats.shard import format_of
+from shards.formats.tar import read_stored
 from shards.geometry import Grid
 from shards.hashing import sample_id
-from shards.manifest import Manifest, Row
-from shards.mds import read_mds
-from shards.members import walk
 from shards.storage import Storage
-from shards.tar import Stored, read_stored
 
 STRAY = -1
 

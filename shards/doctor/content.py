@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from shards.header import ITEM_BYTES, Entry, reference_names
+from shards.formats.header import ITEM_BYTES, Entry, reference_names
 
 # The bits of the exponent, all set in NaN and infinities alone.
 _EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF << 52}

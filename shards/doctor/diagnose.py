@@ -11,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.dataset import INFO_NAME, DatasetInfo, check_folder, read_info
+from shards.dataset.index import find_shards
+from shards.dataset.info import INFO_NAME, DatasetInfo, read_info
+from shards.dataset.left_out import read_left_out
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, NewerVersion, read_manifest
+from shards.dataset.opened import check_folder
+from shards.dataset.selection import select
 from shards.doctor.changes import Changes
 from shards.doctor.checkup import Checkup, Records, check_shard
 from shards.doctor.content import all_finite, bits_of
@@ -19,14 +24,10 @@ from shards.doctor.diagnosis import Diagnosis
 from shards.doctor.finding import Findings
 from shards.doctor.survey import Candidates, survey
 from shards.errors import InputError
-from shards.header import read_header
-from shards.index import find_shards
-from shards.left_out import read_left_out
-from shards.manifest import MANIFEST_NAME, Manifest, NewerVersion, read_manifest
-from shards.selection import select
+from shards.formats import SHARDS
+from shards.formats.header import read_header
 from shards.storage import Root, is_url, open_storage
 from shards.stream import stream
-from shards.tar import SHARDS
 
 TEXT_LIMIT = 256  # tokens that `encode` cuts captions at
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from shards.dataset import DatasetInfo
+from shards.dataset.info import DatasetInfo
+from shards.dataset.manifest import Manifest
 from shards.doctor.changes import Changes
 from shards.doctor.finding import KINDS, UNMENDABLE, Example, Finding, Findings
 from shards.efficiency import Efficiency, render_outlook
-from shards.manifest import Manifest
 from shards.storage import Root
 
 _COLORS = {"error": "red", "warning": "yellow"}

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import xxhash
 
-from shards.dataset import DatasetInfo
+from shards.dataset.info import DatasetInfo
 from shards.doctor.content import content_problems
 from shards.doctor.finding import KINDS
+from shards.formats.header import ITEM_BYTES, read_header, sample_geometry
+from shards.formats.meta import NoRate, rate_of, read_meta
+from shards.formats.row import Row, Stored
 from shards.geometry import Bucket, Grid, Scale
-from shards.header import ITEM_BYTES, read_header, sample_geometry
-from shards.manifest import Row
-from shards.tar import NoRate, Stored, rate_of, read_meta
 
 DTYPES = tuple(ITEM_BYTES)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from shards.dataset.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
+from shards.dataset.manifest import MANIFEST_NAME, write_manifest
 from shards.doctor.diagnosis import Diagnosis
 from shards.errors import InputError
-from shards.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
-from shards.manifest import MANIFEST_NAME, write_manifest
 from shards.storage import Storage, open_storage
 
 BEFORE_REPAIR = f"{MANIFEST_NAME}.before-repair"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shards.dataset.manifest import Manifest
+from shards.dataset.selection import join, select
 from shards.doctor.checkup import STRAY, Checkup
 from shards.doctor.examination import DTYPES
 from shards.doctor.finding import EXAMPLES, KINDS, Findings
-from shards.manifest import Manifest
-from shards.selection import join, select
 
 _SLOWEST, _FASTEST = 1.0, 240.0  # frames per second of anything filmed
 _OFF = 4.0  # times the median rate

@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.geometry import Bucket
-from shards.prepare.ahead import running_ahead
-from shards.prepare.assign import Rules
-from shards.prepare.cut import Decoded, decode
-from shards.prepare.encode import JOB
-from shards.prepare.latents import batches, encode_batch
-from shards.prepare.models import load_vae
-from shards.prepare.table import read_table
-from shards.prepare.vae import vae_scale
+from shards.prepare.encode.ahead import running_ahead
+from shards.prepare.encode.assign import Rules
+from shards.prepare.encode.cut import Decoded, decode
+from shards.prepare.encode.latents import batches, encode_batch
+from shards.prepare.encode.models import load_vae
+from shards.prepare.encode.stage import JOB
+from shards.prepare.encode.vae import vae_scale
+from shards.prepare.tables.table import read_table
 from tests.bench.bench_reader import measure
 from tests.support.clips import write_ramp
 from tests.support.models import tiny_model

@@ -17,10 +17,10 @@ from torch import Tensor
 from dist_trainer.collate import collate, draws
 from dist_trainer.conditioning import Recipe
 from dist_trainer.loss import loss_weights
+from shards.formats.sample import Sample
 from shards.geometry import Patch, Scale
 from shards.pack import costs, pack
 from shards.plan import Batching, Plan
-from shards.sample import Sample
 
 # Latent frames, height, width of clips and an image of 320x320 to 1280x704: 32k tokens together.
 GRIDS = (

@@ -22,13 +22,14 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 
-from shards.dataset import Dataset
+from shards.dataset.index import index
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.opened import Dataset
 from shards.doctor.diagnose import diagnose
 from shards.doctor.finding import Findings
 from shards.doctor.survey import Candidates, survey
+from shards.formats.row import Row
 from shards.geometry import Grid
-from shards.index import index
-from shards.manifest import MANIFEST_NAME, Manifest, Row, read_manifest, write_manifest
 from tests.bench.bench_reader import GRIDS, TEXT_LENGTHS
 from tests.support.datasets import write_dataset
 

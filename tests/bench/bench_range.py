@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.cache import Cache
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.opened import Dataset, open_dataset
 from shards.reader import Reader
+from shards.storage.cache import Cache
 from shards.stream import stream
 from tests.bench.bench_reader import GRIDS, TEXT_LENGTHS, measure
 from tests.support.datasets import write_dataset

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.convert import convert
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.convert import convert
+from shards.dataset.opened import Dataset, open_dataset
 from shards.reader import Reader
 from tests.support.datasets import write_dataset
 
@@ -72,7 +72,7 @@ def stock_streaming(dataset: Dataset) -> Callable[[], None]:
     """MosaicML's StreamingDataset over MDS shards, in order; opened once, as it keeps objects in shared memory."""
     from safetensors.torch import load
 
-    from shards.mds import streaming
+    from shards.formats.mds import streaming
 
     samples = streaming().StreamingDataset(local=f"{dataset.root}/shards", shuffle=False, batch_size=STEP)
 

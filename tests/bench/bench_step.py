@@ -31,9 +31,9 @@ from dist_trainer import flow, ltx
 from dist_trainer.collate import Pack, collate, draws
 from dist_trainer.conditioning import Recipe, build
 from dist_trainer.loss import loss_weights, sample_sums
+from shards.formats.sample import Sample
 from shards.geometry import Patch, Scale
 from shards.pack import costs, pack
-from shards.sample import Sample
 from tests.bench.bench_host import host_table, make_samples
 
 # Latent frames, height, width: 60 to 1496 tokens, an image among them.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from tests.support.runs import lora_blocks, tiny_config, train, write_config
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from shards.dataset import INFO_NAME, Dataset, write_info
-from shards.manifest import MANIFEST_NAME, Manifest, write_manifest
+from shards.dataset.info import INFO_NAME, write_info
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
+from shards.dataset.opened import Dataset
 from tests.support.bench import Bench, assert_refused
 from tests.support.datasets import write_dataset
 from tests.support.forked import launch, train

@@ -11,7 +11,7 @@ import torch
 from dist_trainer.build import build_data, dtype_of, open_data, run_state
 from dist_trainer.config import RunConfig
 from dist_trainer.world import World
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.datasets import GRIDS, SCALE, write_dataset
 from tests.support.runs import lora_blocks, tiny_config

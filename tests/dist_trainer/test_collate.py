@@ -7,9 +7,9 @@ from dist_trainer.collate import Pack, collate, draws, idle
 from dist_trainer.conditioning import Recipe, build, patchify
 from dist_trainer.loss import sample_sums
 from shards.errors import InputError
+from shards.formats.sample import Sample
 from shards.geometry import Grid, Patch, Scale
 from shards.hashing import sample_id
-from shards.sample import Sample
 
 CHANNELS, TEXT = 3, 8
 RECIPE = Recipe(Scale(8, 32), Patch(), mode="reference_video", first_frame_p=0.5, seed=11)

@@ -23,8 +23,8 @@ from dist_trainer.conditioning import (
 )
 from dist_trainer.flow import Draw
 from shards.errors import InputError
+from shards.formats.sample import Sample
 from shards.geometry import Grid, Patch, Scale
-from shards.sample import Sample
 
 GRIDS = st.builds(Grid, st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
 PATCHES = st.builds(Patch, st.integers(1, 3), st.integers(1, 3))

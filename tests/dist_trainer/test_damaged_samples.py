@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_trainer.substitute import substitutes
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.opened import Dataset, open_dataset
 from shards.plan import Batching, Plan
 from tests.support.bench import Bench, assert_refused
 from tests.support.damage import flip

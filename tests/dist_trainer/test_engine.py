@@ -25,7 +25,7 @@ from dist_trainer.flow import Sampling
 from dist_trainer.lora import add_adapter
 from dist_trainer.loss import sample_sums
 from dist_trainer.schedule import lr_at
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.geometry import Patch
 from shards.plan import Batching, Plan
 from shards.reader import Reader

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.dataset import Dataset
-from shards.manifest import write_manifest
+from shards.dataset.manifest import write_manifest
+from shards.dataset.opened import Dataset
 from tests.support.bench import TOGETHER_S, Bench, assert_refused, only_row
 from tests.support.datasets import write_dataset
 from tests.support.forked import Kill, train

@@ -16,7 +16,7 @@ from dist_trainer.config import RunConfig
 from dist_trainer.feed import Fed, MicroStep, loader, micro_steps
 from dist_trainer.substitute import ATTEMPTS, drawn_as, substitutes
 from dist_trainer.world import World
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import ShardError
 from shards.reader import Reader
 from tests.support.damage import flip

@@ -10,17 +10,17 @@ import torch
 
 from dist_trainer.build import open_data
 from dist_trainer.config import load
-from shards.convert import convert
-from shards.dataset import Dataset, open_dataset
+from shards.dataset.convert import convert
+from shards.dataset.index import index
+from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import InputError
-from shards.index import index
-from shards.mds import COLUMNS
-from shards.prepare.importing import ImportOptions, import_precomputed
-from shards.prepare.models import load_vae
-from shards.prepare.vae import vae_scale
+from shards.formats.mds import COLUMNS
+from shards.formats.tar import read_shard
+from shards.prepare.encode.models import load_vae
+from shards.prepare.encode.vae import vae_scale
+from shards.prepare.importing.stage import ImportOptions, import_precomputed
 from shards.reader import Reader
 from shards.storage import Folder
-from shards.tar import read_shard
 from tests.support import mosaic
 from tests.support.datasets import GRIDS, write_dataset
 from tests.support.models import tiny_source

@@ -12,9 +12,10 @@ import torch
 
 from dist_trainer.provenance import check_vae
 from dist_trainer.tiny import write_tiny_model
-from shards.dataset import Dataset, Source, open_dataset, write_info
+from shards.dataset.info import Source, write_info
+from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import InputError
-from shards.prepare.models import fingerprint, load_vae
+from shards.prepare.encode.models import fingerprint, load_vae
 from tests.support.bench import Bench, assert_refused
 from tests.support.gatherings import at_once, in_memory
 from tests.support.models import tiny_source

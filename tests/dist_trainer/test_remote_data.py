@@ -9,7 +9,7 @@ import pytest
 
 from dist_trainer.build import open_data, open_reader
 from dist_trainer.config import RunConfig
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.storage import open_storage
 from tests.support.runs import lora_blocks, losses, tiny_config, train, write_config

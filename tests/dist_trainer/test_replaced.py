@@ -10,7 +10,7 @@ import pytest
 from dist_trainer.replaced import Ledger, Replaced, open_ledger
 from dist_trainer.rundir import RunFolder
 from dist_trainer.substitute import substitutes
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError
 from shards.plan import Batching, Plan, Step
 from tests.support.gatherings import at_once, in_memory

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.plan import Batching, Plan
 from tests.support.runs import Ranks, lines, lora_blocks, losses, tiny_config, train, trained, write_config
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_trainer.substitute import ATTEMPTS, drawn_as, substitutes
+from shards.dataset.manifest import Manifest
+from shards.formats.row import Row
 from shards.geometry import Grid
-from shards.manifest import Manifest, Row
 
 SIZES = (Grid(1, 2, 2), Grid(2, 2, 2), Grid(1, 2, 4), Grid(1, 1, 1), Grid(3, 4, 4))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from tests.support.runs import lora_blocks, losses, tiny_config, train, trained, write_config
 
 STEPS = 20

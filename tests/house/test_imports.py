@@ -79,9 +79,9 @@ def test_there_are_no_import_circles() -> None:
         "shards.plan",
         "shards.pack",
         "shards.efficiency",
-        "shards.manifest",
-        "shards.dataset",
-        "shards.index",
+        "shards.dataset.manifest",
+        "shards.dataset.info",
+        "shards.dataset.index",
         "shards.doctor.diagnose",
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from tests.support.forked import train
 from tests.support.runs import ROOT, environment, free_port, losses, tiny_config, trained, write_config
 

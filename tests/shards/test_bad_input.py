@@ -21,14 +21,14 @@ import torch
 from safetensors.torch import load, save
 
 from shards.cli import main
-from shards.dataset import open_dataset
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.opened import open_dataset
+from shards.dataset.selection import renamed
 from shards.errors import InputError, ShardError
-from shards.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.formats.sample import payload
+from shards.formats.tar import ShardWriter, write_shard
 from shards.reader import Reader
-from shards.sample import payload
-from shards.selection import renamed
 from shards.storage import Folder
-from shards.tar import ShardWriter, write_shard
 from tests.support.damage import (
     cut,
     edit_description,

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load
 
 from shards.buffers import BufferPool
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.errors import ShardError
-from shards.files import OpenFiles
-from shards.header import reference_names
+from shards.formats.header import reference_names
+from shards.formats.sample import Sample
 from shards.reader import Reader
-from shards.sample import Sample
+from shards.storage.files import OpenFiles
 from tests.support.datasets import write_dataset
 
 

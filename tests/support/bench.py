@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shards.dataset import Dataset
+from shards.dataset.opened import Dataset
 from shards.pack import costs, pack
 from shards.plan import Batching, Plan
 from tests.support.forked import Ended, launch

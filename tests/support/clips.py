@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from shards.prepare.video import write_clip
+from shards.prepare.media.video import write_clip
 
 PALETTE = (
     (220, 30, 30),

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from shards.dataset import open_dataset
-from shards.index import index
-from shards.manifest import Manifest, read_manifest, write_manifest
+from shards.dataset.index import index
+from shards.dataset.manifest import Manifest, read_manifest, write_manifest
+from shards.dataset.opened import open_dataset
 
 Member = tuple[str, bytes]
 

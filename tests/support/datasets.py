@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from shards.dataset import Dataset, DatasetInfo, Source, open_dataset, pack_embeds, write_info
+from shards.dataset.info import DatasetInfo, Source, pack_embeds, write_info
+from shards.dataset.manifest import Manifest, write_manifest
+from shards.dataset.opened import Dataset, open_dataset
+from shards.formats.meta import sample_json
+from shards.formats.sample import payload
+from shards.formats.tar import ShardWriter
 from shards.geometry import Bucket, Scale
-from shards.manifest import write_manifest
-from shards.sample import payload
 from shards.storage import Root
-from shards.tar import ShardWriter, sample_json
 
 GRIDS = ((1, 4, 4), (2, 4, 3), (3, 2, 4), (1, 6, 2))
 SCALE = Scale(4, 8)
@@ -69,7 +71,8 @@ def write_dataset(
                 bucket=Bucket(width, height, frames),
             )
             writer.add(names[number], meta, payload(tensors))
-        manifest = writer.manifest()
+        writer.finish_shard()
+        manifest = Manifest.from_rows(writer.rows)
     write_info(
         root,
         info

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from shards.prepare.film import writing
+from shards.prepare.media.film import writing
 
 
 def scene(number: int, frames: int, width: int, height: int) -> np.ndarray:

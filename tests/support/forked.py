@@ -127,7 +127,7 @@ def _import_everything() -> None:
     for module in ("board", "build", "export", "feed", "loop", "provenance", "schedule"):
         importlib.import_module(f"dist_trainer.{module}")
     importlib.import_module("diffusers.models.transformers.transformer_ltx")
-    importlib.import_module("shards.prepare.models")
+    importlib.import_module("shards.prepare.encode.models")
     # DeepSpeed imports torch's compiler when it looks at an optimizer: two seconds.
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 

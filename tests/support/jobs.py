@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.prepare.job import Job
-from shards.prepare.workers import Worker
+from shards.prepare.work.job import Job
+from shards.prepare.work.workers import Worker
 from shards.storage import Root, Storage, open_storage
 from tests.support.forks import Fork
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from dist_trainer.tiny import write_tiny_model
-from shards.dataset import Source
+from shards.dataset.info import Source
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def tiny_source() -> Source:
     """What dataset.json says of the tiny model's VAE."""
     import torch
 
-    from shards.prepare.models import fingerprint, load_vae
+    from shards.prepare.encode.models import fingerprint, load_vae
 
     vae = load_vae(tiny_model(), torch.float32)
     return Source("tiny", fingerprint(vae), type(vae).__name__)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from shards.mds import streaming
+from shards.formats.mds import streaming
 from tests.support.runs import ROOT, environment
 
 SHARED = Path("/dev/shm")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from shards.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from shards.selection import select
+from shards.dataset.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from shards.dataset.selection import select
 from tests.support.damage import (
     cut,
     edit_description,

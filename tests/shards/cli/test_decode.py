@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import shards.prepare.playback as module
-from shards.prepare.playback import DecodeOptions, DecodeReport
-from shards.prepare.video import probe
+import shards.prepare.decode as module
+from shards.prepare.decode import DecodeOptions, DecodeReport
+from shards.prepare.media.video import probe
 from tests.support.command import run
 from tests.support.datasets import write_dataset
 from tests.support.models import tiny_model, tiny_source

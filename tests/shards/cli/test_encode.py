@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import shards.prepare.encode as module
+import shards.prepare.encode.stage as module
 from shards.geometry import Bucket
-from shards.prepare.encode import EncodeReport
-from shards.prepare.options import EncodeOptions
-from shards.prepare.workers import Worker
+from shards.prepare.encode.options import EncodeOptions
+from shards.prepare.encode.stage import EncodeReport
+from shards.prepare.work.workers import Worker
 from tests.support.command import run
 
 NEEDED = ("--model", "M", "--out", "out", "--buckets", "8x8x1")

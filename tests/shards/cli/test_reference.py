@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import shards.prepare.references as module
-from shards.prepare.filters import builtin
-from shards.prepare.references import ReferenceOptions, ReferenceReport, check_request, make_references
-from shards.prepare.rows import write_rows
-from shards.prepare.workers import Worker
+import shards.prepare.reference.stage as module
+from shards.prepare.reference.filters import builtin
+from shards.prepare.reference.stage import ReferenceOptions, ReferenceReport, check_request, make_references
+from shards.prepare.tables.rows import write_rows
+from shards.prepare.work.workers import Worker
 from tests.support.command import run
 from tests.support.footage import tree, write_scenes
 from tests.support.killing import finish, kill_when

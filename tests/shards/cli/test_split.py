@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import shards.prepare.splitting as module
-from shards.prepare.scenes import Length, SceneOptions
-from shards.prepare.splitting import SplitReport, check_request, split
-from shards.prepare.workers import Worker
+import shards.prepare.split.stage as module
+from shards.prepare.split.scenes import Length, SceneOptions
+from shards.prepare.split.stage import SplitReport, check_request, split
+from shards.prepare.work.workers import Worker
 from tests.support.command import run
 from tests.support.footage import tree, write_scenes
 from tests.support.killing import finish, kill_when

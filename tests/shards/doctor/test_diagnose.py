@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from dist_trainer.conditioning import reference_scale
 from shards.cli import main
-from shards.convert import convert
-from shards.dataset import open_dataset
+from shards.dataset.convert import convert
+from shards.dataset.index import index
+from shards.dataset.manifest import MANIFEST_NAME
+from shards.dataset.opened import open_dataset
 from shards.doctor.diagnose import diagnose
 from shards.doctor.finding import EXAMPLES, KINDS
 from shards.doctor.repair import repair
 from shards.doctor.survey import fitting
 from shards.errors import InputError
 from shards.geometry import Grid
-from shards.index import index
-from shards.manifest import MANIFEST_NAME
 from shards.storage import open_storage
 from tests.support.damage import edit_manifest, flip
 from tests.support.datasets import write_dataset

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.dataset import open_dataset
+from shards.dataset.index import index
+from shards.dataset.left_out import LEFT_OUT_NAME, LeftOut, read_left_out, write_left_out
+from shards.dataset.manifest import MANIFEST_NAME
+from shards.dataset.opened import open_dataset
 from shards.doctor.diagnose import diagnose
 from shards.doctor.repair import BEFORE_REPAIR, repair
 from shards.errors import InputError, ShardError
-from shards.index import index
-from shards.left_out import LEFT_OUT_NAME, LeftOut, read_left_out, write_left_out
-from shards.manifest import MANIFEST_NAME
+from shards.formats.sample import Sample
 from shards.reader import Reader
-from shards.sample import Sample
 from shards.storage import open_storage
 from tests.support.damage import cut, flip, shard_of
 from tests.support.scenarios import SAMPLES, SCENARIOS, sound_dataset, without_rows

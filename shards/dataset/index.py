@@ -1,0 +1,137 @@
+"""Build a dataset's manifest from its shards alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from shards.dataset.info import INFO_NAME, DatasetInfo, read_info, write_info
+from shards.dataset.left_out import read_left_out
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.selection import by_shard, join, select
+from shards.errors import InputError
+from shards.formats import SHARDS
+from shards.formats.row import Row
+from shards.formats.shard import format_of, scan, shard_names
+from shards.geometry import Scale
+from shards.storage import Root, Storage, open_storage
+
+_BLOCK = 512  # of a tar
+
+
+def index(
+    root: Root,
+    info: DatasetInfo | None = None,
+    *,
+    scale: Scale | None = None,
+    fps: float | None = None,
+    append: bool = False,
+    threads: int | None = None,
+    on_shard: Callable[[str, int], None] = lambda shard, total: None,
+) -> Manifest:
+    """Scan the shards below ``root/shards``, or ``root``, and write ``root/manifest.parquet``.
+
+    For our own shards these are the same bytes the writer made. Every payload is read and hashed, so it is
+    also a full check of the data. Shards written by others are taken when they hold the same two members a
+    sample; ``dataset.json``, which they lack, comes from ``info`` or is made from ``scale``, the VAE's
+    compression. ``fps`` is the rate of samples whose JSON says none. ``append`` scans only shards that the
+    manifest does not know yet, or that have another size. Samples of ``left_out.jsonl`` stay out. ``threads``
+    defaults to the CPU count; ``on_shard(path, total)`` is called after each shard scanned.
+
+    Raises InputError when there are no shards, ``dataset.json`` is missing and neither ``info`` nor ``scale``
+    is given, ``append`` finds a shard gone, a key appears twice or the widths of the samples do not agree;
+    ShardError for a damaged shard.
+    """
+    storage = open_storage(root)
+    sizes = find_shards(storage)
+    if not sizes:
+        raise InputError(f"{root}/{SHARDS} holds no .tar file: give the folder that contains {SHARDS}/")
+    described = info or (None if scale else read_info(root))
+    kept = _known(storage, read_manifest(root), sizes) if append else Manifest.from_rows([])
+    names = [name for name in sizes if name not in kept.shards]
+    left_out = {entry.place for entry in read_left_out(storage)}
+    parts = []
+    with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="index") as pool:
+        found = pool.map(lambda name: _scan(storage, name, fps, left_out), names)
+        for name, part in zip(names, found, strict=True):
+            if part.first:
+                described = described or DatasetInfo(
+                    part.first.channels, part.first.text_width, scale or Scale(1, 1)
+                )
+                check_widths(root, described, part.first)
+            parts.append(part.manifest)
+            on_shard(name, len(names))
+    manifest = by_shard(join([kept, *parts]))
+    if not len(manifest):
+        raise InputError(
+            f"{root}: its {len(sizes)} shards hold no sample: a sample is a .json and a .safetensors of one name"
+        )
+    if described and (info or scale):
+        write_info(root, described)
+    write_manifest(root, manifest)
+    return manifest
+
+
+def find_shards(storage: Storage) -> dict[str, int]:
+    """Size in bytes of every shard by its path, sorted: those below ``shards/``, else all there are."""
+    names = set(shard_names(storage))
+    entries = storage.list(SHARDS) if names else storage.list()
+    return {
+        entry.path: entry.size
+        for entry in entries
+        if entry.path in names or (not names and format_of(entry.path))
+    }
+
+
+def check_widths(root: Root, info: DatasetInfo, row: Row) -> None:
+    """Raise InputError unless a sample has the channels and the text width of ``info``."""
+    for name in ("channels", "text_width"):
+        if getattr(row, name) != getattr(info, name):
+            raise InputError(
+                f"{root}: {INFO_NAME} says {name} {getattr(info, name)}, the shards hold "
+                f"{getattr(row, name)} ({row.shard}, sample {row.key!r}): it belongs to another model"
+            )
+
+
+class _Part(NamedTuple):
+    manifest: Manifest  # of one shard: a million rows as Python objects would take a gigabyte
+    first: Row | None
+
+
+def _scan(
+    storage: Storage, name: str, fps: float | None, left_out: Collection[tuple[str, str, str]]
+) -> _Part:
+    rows = [
+        row for row in scan(storage, name, fps) if (name, row.key, f"{row.checksum:016x}") not in left_out
+    ]
+    return _Part(Manifest.from_rows(rows), rows[0] if rows else None)
+
+
+def _known(storage: Storage, manifest: Manifest, sizes: dict[str, int]) -> Manifest:
+    """The samples of shards that are as the manifest knows them."""
+    if gone := [name for name in manifest.shards if name not in sizes]:
+        raise InputError(
+            f"{storage.name}/{MANIFEST_NAME} names {gone[0]}, which is not there: put it back, "
+            f"or run `ltx-shards index {storage.name}` without --append"
+        )
+    ends = np.zeros(len(manifest.shards), np.int64)
+    np.maximum.at(ends, manifest.shard, manifest.offset + manifest.nbytes)
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        ends_there = pool.map(
+            lambda name, end: _ends_at(storage, name, end, sizes[name]), manifest.shards, ends.tolist()
+        )
+        same = np.fromiter(ends_there, np.bool_, len(ends))
+    return select(manifest, same[manifest.shard])
+
+
+def _ends_at(storage: Storage, name: str, end: int, size: int) -> bool:
+    """Whether a shard's last payload ends at byte ``end``."""
+    if format_of(name) != "tar":
+        return size == end
+    block = bytearray(_BLOCK)
+    count = storage.fill(name, -(-end // _BLOCK) * _BLOCK, memoryview(block))
+    return count == _BLOCK and not any(block)

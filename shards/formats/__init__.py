@@ -1,0 +1,3 @@
+"""How samples lie in files: WebDataset tars and MosaicML MDS."""
+
+SHARDS = "shards"  # the folder of a dataset that holds its shards

@@ -1,0 +1,241 @@
+"""A vision-language model of transformers that captions clips on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from shards.errors import InputError
+from shards.prepare.caption.sampling import Frames
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
+DEFAULT_INSTRUCTION = "Shortly describe the content of this video in two sentences."
+MANY_PICTURES = "The pictures are frames of one video, in order."
+
+T = TypeVar("T")
+
+
+class CaptionError(Exception):
+    """A model or server gave no caption for a clip: the `reason` in a few words.
+
+    `gone`: it says nothing about the clip, since the server could not be reached or was not able to work.
+    """
+
+    def __init__(self, reason: str, gone: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.gone = gone
+
+
+class Captioner(Protocol):
+    """What a pass over a table needs of a model. `at_once`: clips that it captions at a time, from as many threads."""
+
+    name: str  # of the model
+    label: str  # what messages call it
+    sees: str  # "video", or "pictures": the frames of a clip, one by one
+    at_once: int
+
+    def caption(self, clip: Frames) -> str:
+        """The answer as the model gave it. Raises CaptionError."""
+
+
+class LocalCaptioner:
+    """A chat model with eyes, by hub id or folder, on `device`: bfloat16, and float32 on a CPU. Greedy.
+
+    A clip goes in as a video where the processor and its chat template take one, which needs torchvision with
+    most models; otherwise as pictures. Raises InputError for a model that cannot be used.
+    """
+
+    at_once = 1
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: torch.device,
+        instruction: str = DEFAULT_INSTRUCTION,
+        max_new_tokens: int = 200,
+        use_8bit: bool = False,
+    ) -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.name = model
+        self.label = f"--model {model}"
+        self._device = device
+        self._instruction = instruction
+        self._max_new_tokens = max_new_tokens
+        self._processor = _usable(model, "processor", lambda: load_processor(model))
+        self.sees = "video" if takes_video(self._processor) else "pictures"
+        self._model = _usable(model, "model", lambda: _load_model(model, device, use_8bit))
+
+    def caption(self, clip: Frames) -> str:
+        """The model's answer on a clip."""
+        import torch
+
+        try:
+            inputs = self._inputs(clip)
+            with torch.inference_mode():
+                tokens = self._model.generate(
+                    **inputs,
+                    max_new_tokens=self._max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    # Those of the model's own generation config, which only sampling uses.
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                )
+            answer = tokens[0, inputs["input_ids"].shape[1] :]
+            return str(self._processor.tokenizer.decode(answer, skip_special_tokens=True))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise CaptionError(
+                f"not enough GPU memory for its {len(clip.pixels)} frames: "
+                "lower --max-frames or --frame-pixels, or use --use-8bit"
+            ) from error
+        except Exception as error:
+            # Whatever a model does with one clip, the others get their turn.
+            raise CaptionError(f"{type(error).__name__}: {_first_line(error)}") from error
+
+    def _inputs(self, clip: Frames) -> dict[str, Any]:
+        """What the model's `generate` takes, on its device."""
+        content, settings = chat_content(clip, self._instruction, self.sees)
+        inputs = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=settings,
+        )
+        moved = {name: value.to(self._device) for name, value in inputs.items()}
+        # Pixels only: times, which are floats too, would lose digits.
+        return {
+            name: value.to(self._model.dtype) if name.startswith("pixel_values") else value
+            for name, value in moved.items()
+        }
+
+
+def chat_content(clip: Frames, instruction: str, sees: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The message about a clip in the form of a chat template, and what the processor must know beside it."""
+    from PIL import Image
+    from transformers.video_utils import VideoMetadata
+
+    text = {"type": "text", "text": instruction}
+    if sees == "video" and len(clip.pixels) > 1:
+        count, height, width = clip.pixels.shape[:3]
+        metadata = VideoMetadata(
+            total_num_frames=count,
+            fps=clip.fps,
+            width=width,
+            height=height,
+            duration=count / clip.fps,
+            frames_indices=list(range(count)),
+        )
+        settings = {"video_metadata": [metadata], "do_sample_frames": False}
+        return [{"type": "video", "video": clip.pixels}, text], settings
+    pictures = [{"type": "image", "image": Image.fromarray(frame)} for frame in clip.pixels]
+    if len(pictures) > 1:
+        text = {"type": "text", "text": f"{MANY_PICTURES} {instruction}"}
+    return [*pictures, text], {}
+
+
+def takes_video(processor: ProcessorMixin) -> bool:
+    """Whether a processor can work on videos, and its chat template has a place for them."""
+    from transformers.video_processing_utils import VideoProcessorMixin
+
+    part = getattr(processor, "video_processor", None)
+    # The base class alone is what `load_processor` puts in the place of one that cannot be had.
+    if part is None or type(part) is VideoProcessorMixin:
+        return False
+    text = {"type": "text", "text": "?"}
+    try:
+        with_video, without = (
+            processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+            for content in ([{"type": "video"}, text], [text])
+        )
+    except Exception:  # a template may raise anything to say that it takes none
+        return False
+    return bool(with_video != without)
+
+
+def load_processor(model: str) -> ProcessorMixin:
+    """The processor of a chat model: its tokenizer, image processor and, where that can be had, video processor.
+
+    transformers' video processors need torchvision. Without it the processor is put together from the other
+    parts, so that the model can look at pictures. Raises ValueError for what is no such model.
+    """
+    from transformers import AutoProcessor
+
+    processor = _without_video(model) if importlib.util.find_spec("torchvision") is None else None
+    processor = processor or AutoProcessor.from_pretrained(model)
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ValueError("it does not look at pictures; give a vision-language model")
+    if not processor.chat_template:
+        processor.chat_template = processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise ValueError("it has no chat template; give a model made for chat")
+    return processor
+
+
+def _without_video(model: str) -> ProcessorMixin | None:
+    """The processor of a model with an empty place for videos, None where there is no such place."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.video_processing_utils import VideoProcessorMixin
+
+    config = AutoConfig.from_pretrained(model)
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    loaders: dict[str, Callable[[], Any]] = {
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(model),
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(model),
+        "video_processor": VideoProcessorMixin,
+    }
+    parts = kind.get_attributes() if kind else []
+    if "video_processor" not in parts or not set(parts) <= set(loaders):
+        return None
+    # transformers cannot check the class of a video processor where it has none.
+    unchecked = {"check_argument_for_proper_class": lambda self, name, part: type(part)}
+    settings, _ = kind.get_processor_dict(model)
+    without: Any = type(kind.__name__, (kind,), unchecked)
+    return without.from_args_and_dict([loaders[part]() for part in parts], settings)
+
+
+def _load_model(model: str, device: torch.device, use_8bit: bool) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+    settings: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}
+    if device.type != "cpu" or use_8bit:
+        settings["device_map"] = {"": device}  # straight there, not through this machine's memory
+    if use_8bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("--use-8bit needs the package bitsandbytes: pip install bitsandbytes")
+        settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    return AutoModelForImageTextToText.from_pretrained(model, **settings).eval()
+
+
+def _usable(model: str, what: str, load: Callable[[], T]) -> T:
+    """What `load` gives. Raises InputError naming the model for whatever else."""
+    if os.sep in model and model.startswith((".", os.sep)) and not Path(model).is_dir():
+        raise InputError(f"--model {model}: no such folder. Give the folder of a model, or a hub id.")
+    try:
+        return load()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"--model {model}: this {what} cannot be used: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

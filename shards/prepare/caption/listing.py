@@ -1,0 +1,158 @@
+"""What there is to caption: the rows of a table, or the media files of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.prepare.tables.rows import TABLE_SUFFIXES, numbered_rows
+from shards.prepare.tables.table import REFERENCE_COLUMN
+
+EXTENSIONS = ("mp4", "avi", "mov", "mkv", "webm", "jpg", "jpeg", "png", "webp")
+_TABLE_NAME = "dataset.json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows as they will be in the table `out`, paths in them relative to its folder.
+
+    `new` are the media that no table named so far: they come into the table with their caption only.
+    """
+
+    out: Path
+    rows: tuple[Row, ...]
+    new: frozenset[str]
+    caption: str  # the columns
+    media: str
+
+    def uncaptioned(self, overwrite: bool) -> list[str]:
+        """Media without a caption, each once, in the order of rows; all of them where captions are redone."""
+        return list(
+            dict.fromkeys(row[self.media] for row in self.rows if overwrite or not self._has_caption(row))
+        )
+
+    def captioned(self, captions: Mapping[str, str], overwrite: bool) -> list[Row]:
+        """The rows with captions (by media) filled in, over those that were there only if `overwrite`."""
+        rows = []
+        for row in self.rows:
+            text = captions.get(row[self.media])
+            if text is not None and (overwrite or not self._has_caption(row)):
+                # The caption goes first in rows that have no place for it yet.
+                row = {**({} if self.caption in row else {self.caption: text}), **row, self.caption: text}
+            elif row[self.media] in self.new:
+                continue
+            rows.append(row)
+        return rows
+
+    def _has_caption(self, row: Row) -> bool:
+        text = row.get(self.caption)
+        return isinstance(text, str) and bool(text.strip())
+
+
+def list_media(
+    source: Path,
+    out: Path | None = None,
+    caption: str = "caption",
+    media: str = "media_path",
+    extensions: Iterable[str] = EXTENSIONS,
+    recursive: bool = False,
+) -> Listing:
+    """What to caption in `source`: a table (.csv, .json, .jsonl), a folder of media, or one media file.
+
+    `out` is the table to write, by default `source` itself if it is one, else `dataset.json` in the folder
+    (for a file: `NAME.dataset.json` beside it). Captions that `out` holds already count as there. Raises
+    `InputError` for a source that is not there or holds nothing, and for unusable tables.
+    """
+    if not source.exists():
+        raise InputError(
+            f"{source}: no such file or folder. Give a folder of media, a media file or a table."
+        )
+    is_table = source.is_file() and source.suffix.lower() in TABLE_SUFFIXES
+    out = out or _default_out(source, is_table)
+    if out.suffix.lower() not in TABLE_SUFFIXES:
+        raise InputError(f"--out {out}: unknown kind of dataset file. Name it .csv, .json or .jsonl.")
+    before = _rows_of(out, out, media) if out.is_file() else []
+    if is_table:
+        rows = before if source.absolute() == out.absolute() else _rows_of(source, out, media)
+        if not rows:
+            raise InputError(f"{source}: no rows in it. Write one row per clip with the column {media!r}.")
+        known = {row[media]: row.get(caption) for row in before}
+        filled = [
+            row if row.get(caption) else {**row, **_kept(caption, known.get(row[media]))} for row in rows
+        ]
+        return Listing(out, tuple(filled), frozenset(), caption, media)
+    files = [_relative(path, out) for path in _files(source, extensions, recursive)]
+    listed = {row[media] for row in before}
+    new = [path for path in files if path not in listed]
+    rows = [*before, *({media: path} for path in new)]
+    return Listing(out, tuple(rows), frozenset(new), caption, media)
+
+
+def _default_out(source: Path, is_table: bool) -> Path:
+    if is_table:
+        return source
+    return source / _TABLE_NAME if source.is_dir() else source.with_name(f"{source.stem}.{_TABLE_NAME}")
+
+
+def _kept(caption: str, text: Any) -> Row:
+    return {caption: text} if text else {}
+
+
+def _rows_of(table: Path, out: Path, media: str) -> list[Row]:
+    """Rows of a table, their paths rewritten for a table at `out`."""
+    rows = []
+    for where, fields in numbered_rows(table):
+        value = fields.get(media)
+        if media not in fields:
+            there = ", ".join(repr(name) for name in fields) or "none"
+            raise InputError(f"{table}: {where}: no column {media!r} (there are: {there}).")
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{table}: {where}: column {media!r} holds {value!r}, expected a path.")
+        row = {**fields, media: _relative(table.parent / value.strip(), out)}
+        if fields.get(REFERENCE_COLUMN):
+            row[REFERENCE_COLUMN] = _references(fields[REFERENCE_COLUMN], table, out)
+        rows.append(row)
+    return rows
+
+
+def _references(value: Any, table: Path, out: Path) -> Any:
+    """One path, or a list of several, which a CSV cell joins by `;`; anything else is left for `encode` to refuse."""
+    if isinstance(value, str) and table.suffix.lower() == ".csv":
+        value = value.split(";")
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return value
+    moved = [_relative(table.parent / part.strip(), out) for part in parts if part.strip()]
+    return moved[0] if len(moved) == 1 else moved
+
+
+def _relative(path: Path, out: Path) -> str:
+    return Path(os.path.relpath(path, out.parent)).as_posix()
+
+
+def _files(source: Path, extensions: Iterable[str], recursive: bool) -> list[Path]:
+    """Media files by suffix, sorted; nothing hidden, which is where systems and we keep other things."""
+    suffixes = {"." + extension.strip().lower().lstrip(".") for extension in extensions}
+    named = ", ".join(sorted(suffix[1:] for suffix in suffixes))
+    if source.is_file():
+        if source.suffix.lower() not in suffixes:
+            raise InputError(f"{source}: neither a table nor one of {named}. See --extensions.")
+        return [source]
+    found = []
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        found += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    if not found:
+        deeper = "" if recursive else " --recursive looks into folders in it, too."
+        raise InputError(f"{source}: no media files ({named}) in it.{deeper}")
+    return sorted(found)

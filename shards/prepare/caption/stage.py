@@ -1,0 +1,280 @@
+"""A pass over a listing: captions for what has none, by any number of workers, into one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.prepare.caption.answers import CaptionOptions, Doubt, answers, check
+from shards.prepare.caption.captioner import Captioner
+from shards.prepare.caption.listing import Listing
+from shards.prepare.failures import FAILURES_NAME, Failure, write_failures
+from shards.prepare.tables.rows import table_bytes, write_rows
+from shards.prepare.work.job import Job
+from shards.prepare.work.progress import progress_bar
+from shards.prepare.work.workers import Worker
+from shards.storage import open_storage
+
+ALONE = Worker()
+# Clips of a unit: more where many are captioned at a time, since the last ones of a unit are few.
+_UNIT, _UNIT_OF_MANY = 16, 256
+
+
+@dataclass(frozen=True)
+class CaptionReport:
+    """What a pass did, by the work of all workers. `kept` rows had a caption before.
+
+    `clips_per_s` leaves out the time that the model took to load. `model` and `sees` are None where nothing
+    was left to do.
+    """
+
+    out: Path
+    captioned: int
+    kept: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    clips_per_s: float
+    model: str | None
+    sees: str | None
+
+
+def caption(
+    listing: Callable[[], Listing],
+    options: CaptionOptions,
+    open_captioner: Callable[[], Captioner],
+    *,
+    overwrite: bool = False,
+    worker: Worker = ALONE,
+) -> CaptionReport:
+    """Caption what `listing()` names without a caption and write its table, as one of several workers.
+
+    The captions made so far are kept in a hidden folder beside the table, by the options: whatever is killed,
+    the same call with any number of workers goes on there and writes the same table. Clips that get no
+    caption are listed in NAME.failures.jsonl beside the table, and tried again by the next call. The model is
+    opened only if there is something to do. `listing` is called again when the table is written, so that
+    changes made to it meanwhile are kept.
+
+    Raises `InputError` when nothing can be captioned at all, and when a server is gone.
+    """
+    check(options)
+    began = time.perf_counter()
+    work = _Pass(listing, options, open_captioner, overwrite, worker)
+    before = len(work.listing.rows) - sum(1 for _ in work.rows_without())
+    work.run()
+    if worker.index == 0:
+        work.write_table()
+    captioned = len(work.listing.rows) - sum(1 for _ in work.rows_without()) - before
+    failures = work.failures()
+    if failures and not captioned and not before:
+        raise InputError(
+            f"{work.listing.out}: none of {len(failures)} clips got a caption; the first, {failures[0].source}: "
+            f"{failures[0].reason}"
+        )
+    seconds = time.perf_counter() - began
+    opened = work.opened
+    return CaptionReport(
+        out=work.listing.out,
+        captioned=captioned,
+        kept=before,
+        failures=failures,
+        seconds=seconds,
+        clips_per_s=work.tried / work.busy_s if work.busy_s else 0.0,
+        model=opened.name if opened else None,
+        sees=opened.sees if opened else None,
+    )
+
+
+def failures_path(out: Path) -> Path:
+    """The file beside the table `out` that lists what got no caption and why."""
+    return out.with_name(f"{out.stem}.{FAILURES_NAME}")
+
+
+class _Pass:
+    """One worker's way through the rounds of a pass.
+
+    A round is a list of clips and the job that captions them. An unfinished round is gone on with, whatever
+    the listing says by then; a new one is begun for what no round has captioned.
+    """
+
+    def __init__(
+        self,
+        listing: Callable[[], Listing],
+        options: CaptionOptions,
+        open_captioner: Callable[[], Captioner],
+        overwrite: bool,
+        worker: Worker,
+    ) -> None:
+        self.listing = listing()
+        self.opened: Captioner | None = None
+        self.tried = 0  # clips, by all workers, while this one took part
+        self.busy_s = 0.0  # with that
+        self._list = listing
+        self._options = options
+        self._open = open_captioner
+        self._overwrite = overwrite
+        self._worker = worker
+        self._captions: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._round = 0
+        out = self.listing.out
+        self._storage = open_storage(out.parent)
+        self._folder = f".{out.name}.caption/{_digest(asdict(options))}"
+        self._take_finished()
+
+    def run(self) -> None:
+        """Do rounds until every clip that is wanted has a caption or was tried in vain."""
+        tried: set[str] = set()
+        while (clips := self._next(tried)) is not None:
+            self._do(clips)
+            tried.update(clips)
+            self._take_finished()
+
+    def rows_without(self) -> Iterator[dict[str, Any]]:
+        """Rows of the listing that neither had a caption nor got one."""
+        wanted = set(self.listing.uncaptioned(self._overwrite)) - self._captions.keys()
+        return (row for row in self.listing.rows if row[self.listing.media] in wanted)
+
+    def failures(self) -> tuple[Failure, ...]:
+        """What is wanted and has no caption, with the last reason."""
+        wanted = self.listing.uncaptioned(self._overwrite)
+        return tuple(_failures(wanted, self._captions, self._reasons))
+
+    def write_table(self) -> None:
+        """Write the table and the list of failures, unless they are what they should be already."""
+        self._write(self._captions, self._reasons)
+
+    def _next(self, tried: set[str]) -> list[str] | None:
+        """The clips of the round to do now, beginning one if need be; None when nothing is left."""
+        path = f"{self._path()}/clips.json"
+        while (clips := self._read(path)) is None:
+            wanted = [
+                media
+                for media in self.listing.uncaptioned(self._overwrite)
+                if media not in self._captions
+                and media not in tried
+                # What failed before is for one worker alone, or each that comes late would try it once more.
+                and (self._worker.index == 0 or media not in self._reasons)
+            ]
+            if not wanted:
+                return None
+            # Workers may disagree on what is there. The first one's list holds.
+            self._storage.create(path, _as_json(wanted))
+        return list(clips)
+
+    def _take_finished(self) -> None:
+        """Learn the captions of rounds that are done."""
+        while (result := self._read(f"{self._path()}/result.json")) is not None:
+            found = self._read(f"{self._path()}/captions.json") or {}
+            self._captions |= found
+            self._reasons |= dict(result["failures"])
+            self._round += 1
+
+    def _do(self, clips: Sequence[str]) -> None:
+        if self.opened is None:
+            self.opened = self._open()
+        captioner = self.opened
+        size = _UNIT_OF_MANY if self._options.at_server else _UNIT
+        identity = {
+            "work": "caption",
+            **asdict(self._options),
+            "model": captioner.name,
+            "sees": captioner.sees,
+            "clips": _digest(clips),
+        }
+        job = Job(self._storage, self._path(), -(-len(clips) // size), identity)
+        doubt = Doubt(captioner)
+        began = time.perf_counter()
+        with progress_bar(quiet=self._worker.index > 0) as progress:
+            bar = progress.add_task("Captioning", total=len(clips))
+            before: int | None = None
+
+            def on_units(done: int, units: int) -> None:
+                nonlocal before
+                count = min(done * size, len(clips))
+                before = count if before is None else before
+                progress.update(bar, completed=count)
+
+            def do(unit: int) -> dict[str, Any]:
+                chosen = clips[unit * size : (unit + 1) * size]
+                return self._do_unit(captioner, chosen, doubt, lambda: progress.advance(bar))
+
+            job.run(
+                self._worker,
+                do,
+                self._finish,
+                on_units,
+                lambda unit: f"{clips[unit * size]} and those after it",
+            )
+        self.tried += len(clips) - (before or 0)
+        self.busy_s += time.perf_counter() - began
+
+    def _do_unit(
+        self, captioner: Captioner, clips: Sequence[str], doubt: Doubt, on_clip: Callable[[], None]
+    ) -> dict[str, Any]:
+        captions: dict[str, str] = {}
+        failures: dict[str, str] = {}
+        folder, options = self.listing.out.parent, self._options
+        with closing(answers(captioner, clips, folder, options)) as found:
+            for media, answer in zip(clips, found, strict=True):
+                on_clip()
+                doubt.note(answer)
+                if isinstance(answer, str):
+                    captions[media] = answer
+                else:
+                    failures[media] = answer.reason
+        return {"captions": captions, "failures": failures}
+
+    def _finish(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        captions = {media: text for result in results for media, text in result["captions"].items()}
+        failures = {media: reason for result in results for media, reason in result["failures"].items()}
+        self._storage.write(f"{self._path()}/captions.json", _as_json(captions))
+        self._write({**self._captions, **captions}, {**self._reasons, **failures})
+        return {"captioned": len(captions), "failures": failures}
+
+    def _write(self, captions: Mapping[str, str], reasons: Mapping[str, str]) -> None:
+        listing = self._list()
+        wanted = listing.uncaptioned(self._overwrite)
+        failures = list(_failures(wanted, captions, reasons))
+        beside = failures_path(listing.out)
+        write_failures(self._storage, failures, beside.name)
+        rows = listing.captioned(captions, self._overwrite)
+        if not rows:
+            return
+        if not listing.out.is_file() or listing.out.read_bytes() != table_bytes(listing.out, rows):
+            write_rows(listing.out, rows)
+
+    def _path(self) -> str:
+        return f"{self._folder}/{self._round:03d}"
+
+    def _read(self, path: str) -> Any:
+        try:
+            return json.loads(self._storage.read(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(
+                f"{self._storage.name}/{path} is damaged ({error}): remove {self._folder} to begin anew"
+            ) from error
+
+
+def _failures(
+    wanted: Iterable[str], captions: Mapping[str, str], reasons: Mapping[str, str]
+) -> Iterator[Failure]:
+    for media in wanted:
+        if media not in captions and media in reasons:
+            yield Failure(media, reasons[media])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_as_json(value)).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()

@@ -1,0 +1,50 @@
+"""What a stage could not use: a list in a file beside its result, and as a table for a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from shards.storage import Storage
+
+FAILURES_NAME = "failures.jsonl"
+_SHOWN = 20
+
+
+class Failure(NamedTuple):
+    """One input that was left out: its path as the user wrote it, and why."""
+
+    source: str
+    reason: str
+
+
+def write_failures(storage: Storage, failures: Iterable[Sequence[str]], path: str = FAILURES_NAME) -> None:
+    """Replace the list at `path` by these (source, reason) pairs. Without any there is no file."""
+    lines = [json.dumps(Failure(*pair)._asdict(), ensure_ascii=False) + "\n" for pair in failures]
+    if lines:
+        storage.write(path, "".join(lines).encode())
+    elif storage.stat(path):
+        storage.remove(path)
+
+
+def read_failures(storage: Storage, path: str = FAILURES_NAME) -> tuple[Failure, ...]:
+    """The list at `path`, empty where there is none."""
+    try:
+        lines = storage.read(path).decode().splitlines()
+    except FileNotFoundError:
+        return ()
+    return tuple(Failure(**json.loads(line)) for line in lines)
+
+
+def failures_table(failures: Sequence[Sequence[str]], title: str, column: str = "left out") -> Table:
+    """The first failures with their reasons; `title` says what they are and where all are listed."""
+    table = Table(column, "reason", title=title, title_justify="left")
+    for failure in failures[:_SHOWN]:
+        table.add_row(*map(Text, failure))
+    if len(failures) > _SHOWN:
+        table.add_row("...", f"and {len(failures) - _SHOWN} more")
+    return table

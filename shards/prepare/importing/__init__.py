@@ -1,0 +1,1 @@
+"""LTX-Video-Trainer's preprocessed files to samples."""

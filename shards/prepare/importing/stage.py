@@ -1,0 +1,247 @@
+"""A folder that LTX-Video-Trainer preprocessed, to a dataset: the same numbers, trimmed, checked and paired."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.dataset.info import DatasetInfo, Source, pack_embeds, write_info
+from shards.dataset.manifest import Manifest, write_manifest
+from shards.dataset.output import new_dataset
+from shards.errors import InputError
+from shards.formats.header import reference_name
+from shards.formats.meta import sample_json
+from shards.formats.sample import payload
+from shards.formats.tar import DEFAULT_SHARD_BYTES, ShardWriter
+from shards.geometry import Bucket, Grid, Scale
+from shards.prepare.failures import Failure, write_failures
+from shards.prepare.importing.precomputed import (
+    CONDITIONS,
+    LATENTS,
+    Contents,
+    Found,
+    Trio,
+    read_sample,
+    survey,
+)
+from shards.prepare.importing.pt import FileError, plain_numbers
+from shards.prepare.tables.table import read_table, sample_keys
+from shards.storage import Root
+from shards.stream import stream
+
+LTX_SCALE = Scale(8, 32)
+_MAX_TEXT_TOKENS = 256  # what LTX-Video-Trainer pads captions to
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the folder does not say, and what of it to take."""
+
+    references: Sequence[str] | None = (
+        None  # folders, in their order; None is reference_latents where there is one
+    )
+    fps: float = 24.0  # of files without a rate, as LTX-Video-Trainer takes them
+    table: Path | None = None  # the dataset file: captions and media paths
+    caption_column: str = "caption"
+    media_column: str = "media_path"
+    model: str | Path | None = None  # what the samples were encoded with
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was imported, what was left out and why, and what the user should know."""
+
+    samples: int
+    references: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class _Name(NamedTuple):
+    key: str
+    caption: str
+    source: str
+
+
+def import_precomputed(
+    root: Path,
+    out: Root,
+    options: ImportOptions = ImportOptions(),
+    *,
+    on_sample: Callable[[int], None] = lambda total: None,
+) -> ImportReport:
+    """Write the samples of a ``.precomputed`` folder, or of the folder it is in, as a dataset into ``out``.
+
+    Keys are those that ``encode`` gives where the table is known, else made of the files' names. What has no
+    partner, or cannot be used, is left out and listed in ``out/failures.jsonl``. ``on_sample(total)`` is called
+    after each sample read. What an interrupted import left in ``out`` is replaced. The same folder gives the same
+    bytes. Raises InputError when nothing can be imported, ``out`` is not empty, or the table, a folder or the model
+    cannot be used.
+    """
+    started = time.perf_counter()
+    if not (options.fps > 0 and math.isfinite(options.fps)):
+        raise InputError(f"--fps {options.fps}: the rate of clips is a positive number")
+    found = survey(root, options.references)
+    names, notes = _names(found, options)
+    with new_dataset(out, "import") as storage:
+        encoded_by = None if options.model is None else _describe(options.model)
+        with ShardWriter(out, options.shard_bytes) as writer:
+            result = _write_samples(found, names, options, encoded_by, writer, on_sample)
+        failures = (*found.orphans, *result.failures)
+        write_failures(storage, failures)
+        if result.info is None:
+            first = ": ".join(failures[0])
+            raise InputError(f"{found.root}: none of its samples could be imported; the first, {first}")
+        write_info(out, result.info)
+        writer.finish_shard()
+        write_manifest(out, Manifest.from_rows(writer.rows))
+    if result.without_rate:
+        notes.append(f"{result.without_rate} files say no frame rate: {options.fps:g} was taken (--fps)")
+    seconds = time.perf_counter() - started
+    return ImportReport(len(writer.rows), found.taken, failures, (*notes, *_pairing(found)), seconds)
+
+
+class _Result(NamedTuple):
+    info: DatasetInfo | None  # None without a sample
+    failures: list[Failure]
+    without_rate: int
+
+
+def _write_samples(
+    found: Found,
+    names: Mapping[str, _Name],
+    options: ImportOptions,
+    info: DatasetInfo | None,
+    writer: ShardWriter,
+    on_sample: Callable[[int], None],
+) -> _Result:
+    """Read and add every sample; ``info`` is the model's, or made of the first sample."""
+    failures: list[Failure] = []
+    without_rate = 0
+
+    def load(files: Trio) -> Contents | FileError:
+        try:
+            return read_sample(found.root, files)
+        except FileError as error:
+            return error
+
+    with plain_numbers(), stream(found.samples, load, depth=8, name="import", threads=4) as loaded:
+        for files, contents in zip(found.samples, loaded, strict=True):
+            on_sample(len(found.samples))
+            reason = str(contents) if isinstance(contents, FileError) else _misfit(contents, info)
+            if isinstance(contents, FileError) or reason:
+                failures.append(Failure(files.latents, reason.removeprefix(f"{files.latents}: ")))
+                continue
+            if info is None:
+                info = DatasetInfo(contents.latents.shape[0], contents.prompt_embeds.shape[1], LTX_SCALE)
+            without_rate += contents.fps is None
+            _add(writer, names[files.latents], contents, contents.fps or options.fps, info.scale)
+    return _Result(info if len(failures) < len(found.samples) else None, failures, without_rate)
+
+
+def _misfit(contents: Contents, info: DatasetInfo | None) -> str:
+    """Why a sample cannot be in the dataset, empty where it can."""
+    channels, width = contents.latents.shape[0], contents.prompt_embeds.shape[1]
+    for index, reference in enumerate(contents.references):
+        if reference.shape[0] != channels:
+            return f"{reference_name(index)} has {reference.shape[0]} channels, latents {channels}"
+    if info is not None and (channels, width) != (info.channels, info.text_width):
+        return (
+            f"latents of {channels} channels and text of width {width}, where the dataset has {info.channels} and "
+            f"{info.text_width}"
+        )
+    return ""
+
+
+def _add(writer: ShardWriter, name: _Name, contents: Contents, fps: float, scale: Scale) -> None:
+    tensors = {"latents": contents.latents, "prompt_embeds": contents.prompt_embeds}
+    for index, reference in enumerate(contents.references):
+        tensors[reference_name(index)] = reference
+    frames, height, width = scale.pixels(Grid(*contents.latents.shape[1:]))
+    meta = sample_json(
+        caption=name.caption,
+        source=name.source,
+        fps=fps,
+        width=width,
+        height=height,
+        frames=frames,
+        bucket=Bucket(width, height, frames),
+    )
+    writer.add(name.key, meta, payload(tensors))
+
+
+def _names(found: Found, options: ImportOptions) -> tuple[dict[str, _Name], list[str]]:
+    """Key, caption and source of every latents file, and what to say about them."""
+    stems = {
+        files.latents: files.latents.removeprefix(f"{LATENTS}/").removesuffix(".pt")
+        for files in found.samples
+    }
+    table = options.table
+    if table is None:
+        keys = sample_keys(list(stems.values()))
+        names = {file: _Name(key, "", file) for file, key in zip(stems, keys, strict=True)}
+        return names, ["the files hold no captions: give the dataset file with --dataset to keep them"]
+    rows = read_table(table, options.caption_column, options.media_column, None)
+    media = [os.path.relpath(row.media, table.parent) for row in rows]
+    known = {os.path.splitext(path)[0]: row for path, row in zip(media, rows, strict=True)}
+    unknown = [stem for stem in stems.values() if stem not in known]
+    others = dict(zip(unknown, sample_keys([*media, *unknown])[len(media) :], strict=True))
+    names = {}
+    for file, stem in stems.items():
+        row = known.get(stem)
+        names[file] = _Name(row.key, row.caption, row.source) if row else _Name(others[stem], "", file)
+    notes = []
+    if unknown:
+        notes.append(
+            f"{len(unknown)} samples are not in {table} and have no caption; the first is {unknown[0]}"
+        )
+    if absent := known.keys() - set(stems.values()):
+        notes.append(f"{len(absent)} clips of {table} have no sample here; the first is {min(absent)}")
+    return names, notes
+
+
+def _pairing(found: Found) -> list[str]:
+    """What the folder as a whole gives reason to doubt, or to ask for."""
+    notes = []
+    left = {name: count for name, count in found.references.items() if name not in found.taken}
+    if left:
+        listed = ", ".join(f"{name} ({count} files)" for name, count in left.items())
+        notes.append(f"not taken: {listed}; add --reference-dir NAME for reference latents")
+    alone = sum(orphan.source.startswith(f"{CONDITIONS}/") for orphan in found.orphans)
+    if alone:
+        notes.append(
+            f"{alone} captions have no latents: LTX-Video-Trainer gives latents the names of other clips when it "
+            "passes over one that is too short (its issue 59), so look at some samples with `ltx-shards decode`"
+        )
+    return notes
+
+
+def _describe(model: str | Path) -> DatasetInfo:
+    """dataset.json of samples that ``model`` encoded, with the embedding of the empty caption."""
+    import torch
+
+    from shards.prepare.encode.models import fingerprint, load_text_encoder, load_tokenizer, load_vae
+    from shards.prepare.encode.text import encode_prompt
+    from shards.prepare.encode.vae import vae_scale
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    vae = load_vae(model, torch.bfloat16)
+    encoder = load_text_encoder(model, dtype)
+    text = Source(str(model), fingerprint(encoder), type(encoder).__name__)
+    null, _ = encode_prompt(load_tokenizer(model), encoder.to(device), "", _MAX_TEXT_TOKENS)
+    return DatasetInfo(
+        channels=vae.config.latent_channels,
+        text_width=null.shape[1],
+        scale=vae_scale(vae),
+        vae=Source(str(model), fingerprint(vae), type(vae).__name__),
+        text_encoder=text,
+        null_prompt_embeds=pack_embeds(null),
+    )

@@ -1,0 +1,127 @@
+"""Small synthetic clips with captions and edge references, for demos and tests: moving coloured shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from shards.atomic import replacing
+from shards.prepare.media.video import write_clip
+
+_COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 190, 70),
+    "blue": (50, 80, 230),
+    "yellow": (235, 210, 40),
+    "purple": (150, 60, 200),
+    "white": (240, 240, 240),
+}
+_SHAPES = ("square", "circle", "triangle", "ring")
+_MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_SIZES = ((64, 64), (96, 64), (64, 96), (128, 96))
+_LENGTHS = (9, 12, 17, 20, 25, 33)
+_RATES = (8, 12, 24)
+
+# Buckets that these clips fill without scaling; sizes are multiples of 32, frames are 8k + 1.
+BUCKETS = ",".join(f"{width}x{height}x{frames}" for frames in (1, 9, 17, 33) for width, height in _SIZES)
+
+
+class Scene(NamedTuple):
+    """One shape of one colour, moving one way; 1 frame is a picture. Sizes in pixels, `speed` per frame."""
+
+    shape: str
+    colour: str
+    move: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+    speed: float
+    backdrop: int
+
+    @property
+    def caption(self) -> str:
+        """What a person would say of the clip."""
+        return f"a {self.colour} {self.shape}" + (f" moves {self.move}" if self.frames > 1 else "")
+
+
+def render(folder: Path, clips: int = 48, seed: int = 0) -> Path:
+    """Write `clips` clips (one in eight a picture), each with a clip of its edges, and the table of them.
+
+    Sizes 64x64 to 128x96, 9 to 33 frames, 8 to 24 fps, H.264 or PNG; the same files for the same seed.
+    Returns the path of `folder/dataset.json` with the columns caption, media_path and reference_path.
+    """
+    random = np.random.Generator(np.random.PCG64(seed))
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    (folder / "edges").mkdir(exist_ok=True)
+    table = []
+    for number in track(range(clips), description="Drawing clips", console=Console(stderr=True)):
+        scene = _scene(number, random)
+        name = f"{number:03d}.png" if scene.frames == 1 else f"{number:03d}.mp4"
+        frames = draw(scene)
+        write_clip(folder / "clips" / name, frames, scene.fps)
+        write_clip(folder / "edges" / name, edges(frames), scene.fps)
+        table.append(
+            {"caption": scene.caption, "media_path": f"clips/{name}", "reference_path": f"edges/{name}"}
+        )
+    with replacing(folder / "dataset.json") as file:
+        file.write((json.dumps(table, indent=1) + "\n").encode())
+    return folder / "dataset.json"
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """Frames of a scene, uint8 [F,H,W,3]. The shape leaves on one side and comes back on the other."""
+    across, down = np.meshgrid(np.arange(scene.width), np.arange(scene.height))
+    radius = min(scene.width, scene.height) * 0.22
+    step_x, step_y = _MOVES[scene.move]
+    shading = np.linspace(0.6, 1.0, scene.height)[:, None, None]
+    frames = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
+    for number in range(scene.frames):
+        x = _wrapped(across - scene.width / 2 - step_x * scene.speed * number, scene.width)
+        y = _wrapped(down - scene.height / 2 - step_y * scene.speed * number, scene.height)
+        inside = _inside(scene.shape, x / radius, y / radius)[..., None]
+        backdrop = np.broadcast_to(scene.backdrop * shading, (scene.height, scene.width, 3))
+        frames[number] = np.where(inside, _COLOURS[scene.colour], backdrop)
+    return frames
+
+
+def edges(frames: np.ndarray) -> np.ndarray:
+    """White edges on black, uint8 [F,H,W,3]: where the brightness gradient of a frame is steep."""
+    brightness = frames.astype(np.float32).mean(axis=-1)
+    down, across = np.gradient(brightness, axis=(1, 2))
+    steep = np.hypot(across, down) > 12
+    return np.repeat((steep * np.uint8(255))[..., None], 3, axis=-1)
+
+
+def _scene(number: int, random: np.random.Generator) -> Scene:
+    """Shapes, colours, sizes, lengths and rates take turns, so that few clips show all; speed is random."""
+    width, height = _SIZES[(number + number // 8) % len(_SIZES)]
+    return Scene(
+        shape=_SHAPES[number // 2 % len(_SHAPES)],
+        colour=list(_COLOURS)[number % len(_COLOURS)],
+        move=list(_MOVES)[number // 3 % len(_MOVES)],
+        width=width,
+        height=height,
+        frames=1 if number % 8 == 7 else _LENGTHS[number // 4 % len(_LENGTHS)],
+        fps=_RATES[number // 2 % len(_RATES)],
+        speed=float(random.uniform(1.0, 3.0)),
+        backdrop=int(random.integers(10, 90)),
+    )
+
+
+def _wrapped(offset: np.ndarray, size: int) -> np.ndarray:
+    return (offset + size / 2) % size - size / 2
+
+
+def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) <= 0.9
+    if shape == "triangle":
+        return (y <= 0.8) & (y >= 2 * np.abs(x) - 1)
+    distance = np.hypot(x, y)
+    return (distance <= 1) & (distance >= (0.55 if shape == "ring" else 0))

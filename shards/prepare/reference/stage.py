@@ -1,0 +1,281 @@
+"""Reference clips beside the originals, made by a filter, and their column in the table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from shards.atomic import place
+from shards.errors import InputError
+from shards.prepare.failures import FAILURES_NAME, write_failures
+from shards.prepare.media.film import reading, writing
+from shards.prepare.media.video import IMAGE_SUFFIXES, ClipError, read_clip, upright, write_clip
+from shards.prepare.reference.filters import Filter, PluginError
+from shards.prepare.tables.rows import read_rows, write_rows
+from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
+from shards.prepare.work.job import Job
+from shards.prepare.work.workers import Worker
+from shards.storage import Folder
+
+REFERENCES = "references"
+ROWS_PER_UNIT = 16
+ALONE = Worker()
+_STATE = ".reference"
+_AT_ONCE = 16  # frames that a built-in filter gets
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Where references go. `out` is a table beside the one read, None for that one itself.
+
+    A column that names other references already: `append` adds to them, `replace` takes their place.
+    """
+
+    out: Path | None = None
+    column: str = REFERENCE_COLUMN
+    media_column: str = "media_path"
+    append: bool = False
+    replace: bool = False
+    overwrite: bool = False  # make again what is there
+    crf: int = 12
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make: each clip once, as the table has it, and its reference, both relative to the table."""
+
+    table: Path
+    filter: Filter
+    options: ReferenceOptions
+    references: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """What `make_references` did: clips made now and those that were there, failures with their reasons."""
+
+    table: Path
+    folder: Path
+    made: int
+    existed: int
+    failures: list[tuple[str, str]]
+
+
+def check_request(table: Path, filter: Filter, options: ReferenceOptions) -> Request:
+    """See whether `make_references` can begin. Raises `InputError` naming what is wrong with table or options."""
+    if options.append and options.replace:
+        raise InputError("--append keeps the references of a row and --replace does not: give one of them")
+    if not 0 <= options.crf <= 51:
+        raise InputError(f"--crf {options.crf} must be between 0 (lossless) and 51")
+    if options.out is not None and options.out.resolve().parent != table.resolve().parent:
+        raise InputError(
+            f"--out {options.out}: must be in {table.parent}, since paths are relative to the table"
+        )
+    rows = read_rows(table)
+    media = [_media(table, number, row, options) for number, row in enumerate(rows, start=1)]
+    if not rows:
+        raise InputError(f"{table}: no rows in it")
+    references = _names(list(dict.fromkeys(media)), f"{REFERENCES}/{_label(filter, options)}")
+    for number, (name, row) in enumerate(zip(media, rows, strict=True), start=1):
+        others = [path for path in _cell(table, row, options.column) if path != references[name]]
+        if others and not (options.append or options.replace):
+            raise InputError(
+                f"{table}: row {number}: column {options.column!r} names {others[0]!r} already: --append adds a "
+                "reference, --replace takes its place, --column NAME makes another column"
+            )
+    return Request(table, filter, options, references)
+
+
+def make_references(
+    request: Request,
+    worker: Worker = ALONE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ReferenceReport:
+    """Make the reference of each clip, with as many frames at the same rate, and write the table.
+
+    They are `references/LABEL/<path of the clip>` beside the table: .mp4, and .png for a picture. What is there
+    is complete, and is left as it is. The table is written when all are made, with the columns and captions it
+    then has. Any number of workers may do this together, see `Job`.
+
+    A clip that cannot be read, or for which a user's function raises, gets no reference, and is in the report
+    and in `references/LABEL/failures.jsonl`. Raises InputError for a filter's result that is no frames, and
+    where no reference could be made.
+    """
+    table, options, label = request.table, request.options, _label(request.filter, request.options)
+    storage = Folder(table.parent)
+    media = list(request.references)
+    units = [media[start : start + ROWS_PER_UNIT] for start in range(0, len(media), ROWS_PER_UNIT)]
+    job = _unfinished(storage, request, len(units))
+    scratch = storage.root / job.folder / "scratch"
+
+    def do(unit: int) -> dict[str, Any]:
+        scratch.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
+            return {name: _make_one(request, name, Path(temporary)) for name in units[unit]}
+
+    def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
+        outcomes: dict[str, str] = {name: outcome for result in results for name, outcome in result.items()}
+        failures = {name: text for name, text in outcomes.items() if text not in ("made", "existed")}
+        _check_made(request, job, failures)
+        _write_table(request, failures)
+        write_failures(storage, failures.items(), f"{REFERENCES}/{label}/{FAILURES_NAME}")
+        shutil.rmtree(scratch, ignore_errors=True)  # what killed workers left
+        counts = Counter(outcomes.values())
+        return {
+            "made": counts["made"],
+            "existed": counts["existed"],
+            "failures": list(failures.items()),
+        }
+
+    result = job.run(worker, do, finish, on_progress, lambda unit: f"{units[unit][0]} and those after it")
+    failed = [tuple(pair) for pair in result["failures"]]
+    report = ReferenceReport(
+        options.out or table,
+        storage.root / REFERENCES / label,
+        result["made"],
+        result["existed"],
+        failed,
+    )
+    if len(report.failures) == len(media):
+        name, reason = report.failures[0]
+        raise InputError(f"{table}: none of {len(media)} clips got a reference; the first, {name}: {reason}")
+    return report
+
+
+def _label(filter: Filter, options: ReferenceOptions) -> str:
+    usual = ReferenceOptions.crf
+    return filter.label if options.crf == usual else f"{filter.label}-crf{options.crf}"
+
+
+def _unfinished(storage: Folder, request: Request, units: int) -> Job:
+    """The job for this request that is not done yet. One that is done does not say that its files are still there."""
+    table, options = request.table, request.options
+    identity = {
+        "table": table.name,
+        "out": (options.out or table).name,
+        "column": options.column,
+        "append": options.append,
+        "replace": options.replace,
+        "overwrite": options.overwrite,
+        "references": hashlib.sha256(repr(request.references).encode()).hexdigest()[:16],
+    }
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    for number in count():
+        job = Job(storage, f"{_STATE}/{digest}-{number}", units, identity)
+        if job.result() is None:
+            return job
+    raise AssertionError
+
+
+def _media(table: Path, number: int, row: Mapping[str, Any], options: ReferenceOptions) -> str:
+    if options.media_column not in row:
+        there = ", ".join(map(repr, row))
+        raise InputError(f"{table}: row {number}: no column {options.media_column!r} (there are: {there})")
+    value = row[options.media_column]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(
+            f"{table}: row {number}: column {options.media_column!r} holds {value!r}, not a path"
+        )
+    return value.strip()
+
+
+def _names(media: Sequence[str], folder: str) -> dict[str, str]:
+    """For each clip the path of its reference: its own below `folder`, as far as that is inside the table's."""
+    keys = dict(zip(media, sample_keys(list(media)), strict=True))
+    names = {name: _plain_name(name) for name in media}
+    shared = Counter(names.values())
+    for name, path in names.items():
+        if path is None or shared[path] > 1:
+            names[name] = keys[name] + _suffix(name)
+    return {name: f"{folder}/{path}" for name, path in names.items()}
+
+
+def _plain_name(media: str) -> str | None:
+    path = PurePosixPath(os.path.normpath(media))
+    # `;` stands between the paths of a cell in CSV.
+    if path.is_absolute() or ".." in path.parts or ";" in media:
+        return None
+    return path.with_suffix(_suffix(media)).as_posix()
+
+
+def _suffix(media: str) -> str:
+    return ".png" if Path(media).suffix.lower() in IMAGE_SUFFIXES else ".mp4"
+
+
+def _check_made(request: Request, job: Job, failures: Mapping[str, str]) -> None:
+    folder = request.table.parent
+    for name, path in request.references.items():
+        if name not in failures and not (folder / path).is_file():
+            raise InputError(
+                f"{folder / path} was made before and is gone: remove {folder / job.folder} and run this again"
+            )
+
+
+def _make_one(request: Request, name: str, temporary: Path) -> str:
+    """Make a reference; "made", "existed", or why it could not be."""
+    folder = request.table.parent
+    source, target = folder / name, folder / request.references[name]
+    if target.exists() and not request.options.overwrite:
+        return "existed"
+    file = temporary / f"reference{target.suffix}"
+    try:
+        if target.suffix == ".png":
+            write_clip(file, request.filter.apply(read_clip(source, 1)), 1.0)
+        else:
+            _filter_video(source, file, request)
+        place(file, target)
+    except ClipError as error:
+        return error.reason
+    except PluginError as error:
+        return str(error)
+    except FileNotFoundError:
+        # Another worker did the same meanwhile, and cleaned up at the end of the job.
+        if not target.exists():
+            raise
+    return "made"
+
+
+def _filter_video(source: Path, file: Path, request: Request) -> None:
+    with reading(source) as film, writing(file, film.rate, request.options.crf) as append:
+        frames = (upright(frame) for frame in film.frames)
+        for chunk in _chunks(frames, None if request.filter.whole else _AT_ONCE):
+            for frame in request.filter.apply(chunk):
+                append(frame)
+
+
+def _chunks(frames: Iterator[np.ndarray], size: int | None) -> Iterator[np.ndarray]:
+    while some := list(islice(frames, size)):
+        yield np.stack(some)
+
+
+def _cell(table: Path, row: Mapping[str, Any], column: str) -> list[str]:
+    value = row.get(column)
+    if isinstance(value, str):
+        value = value.split(";") if table.suffix.lower() == ".csv" else [value]
+    return [str(path).strip() for path in value or [] if str(path).strip()]
+
+
+def _write_table(request: Request, failures: Mapping[str, str]) -> None:
+    """The table as it is now, with the column of references. A clip without one keeps none."""
+    table, options = request.table, request.options
+    rows = read_rows(table)
+    for row in rows:
+        name = str(row.get(options.media_column)).strip()
+        if name not in request.references:
+            continue  # added while this was running
+        mine = request.references[name]
+        paths = _cell(table, row, options.column) if options.append else []
+        if name not in failures and mine not in paths:
+            paths.append(mine)
+        row[options.column] = None if not paths else paths[0] if len(paths) == 1 else paths
+    write_rows(options.out or table, rows)

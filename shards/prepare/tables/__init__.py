@@ -1,0 +1,1 @@
+"""The tables of clips that users write and stages fill."""

@@ -1,0 +1,68 @@
+"""Where a dataset's files are: a folder here, or a prefix of an object store. One interface for both.
+
+Paths are relative to the root, with slashes. A URL (s3, gs, az, http) is an object store, anything else a folder.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from shards.storage.entry import Entry
+from shards.storage.folder import Folder
+
+Root = str | Path
+
+
+class Storage(Protocol):
+    """What a dataset, a job and a reader need of the place their files are in."""
+
+    name: str  # as the user wrote it, for messages
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file. Raises FileNotFoundError."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in place in one step, replacing one that is there."""
+
+    def writer(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file that takes its name only if the block ends without an error."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put a file in place unless there is one already: False then. Of several callers one succeeds."""
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Files whose path begins with `prefix`, which ends at a folder; sorted by path."""
+
+    def stat(self, path: str) -> Entry | None:
+        """One file, None when it is absent."""
+
+    def remove(self, path: str) -> None:
+        """Take a file away, if it is there."""
+
+    def sweep(self, folder: str) -> None:
+        """Take away what writers that were killed left in `folder`, not below it."""
+
+    def local(self, path: str) -> AbstractContextManager[Path]:
+        """A file of this machine with the same bytes, valid inside the block. Raises FileNotFoundError."""
+
+    def fill(self, path: str, offset: int, view: memoryview) -> int:
+        """Read into `view` from byte `offset`; the bytes read, fewer only at the end of the file."""
+
+    def clock(self) -> float:
+        """Seconds now, by the clock of `Entry.modified`."""
+
+
+def is_url(root: Root) -> bool:
+    """Whether `root` names an object store and not a folder."""
+    return isinstance(root, str) and "://" in root
+
+
+def open_storage(root: Root) -> Storage:
+    """The storage at a folder or URL. Nothing is read yet. Raises InputError for a kind of URL not known."""
+    if is_url(root):
+        from shards.storage.objects import ObjectStorage
+
+        return ObjectStorage(str(root))
+    return Folder(Path(root))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from rich.console import Console
+
+from shards.prepare.encode.assign import Failure
+from shards.prepare.encode.report import render
+from shards.prepare.encode.stage import EncodeReport
+
+
+def printed(report: EncodeReport) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(render(report))
+    return capture.get()
+
+
+def test_a_report_counts_samples_captions_and_the_first_twenty_rows_left_out() -> None:
+    failures = tuple(Failure(f"{number}.mp4", f"reason [{number}]") for number in range(23))
+    text = printed(EncodeReport("out", 7, {"8x8x1": 2, "8x8x9": 5}, failures, 3, 4, False, 61.4))
+    lines = text.splitlines()
+    assert lines[0] == "out: 7 samples in 61 s"
+    assert text.index("8x8x9") < text.index("8x8x1")
+    assert "3 captions are too long for the text encoder and were cut" in lines
+    assert "4 captions are empty" in lines
+    assert "23 left out, all listed in out/failures.jsonl" in lines
+    assert "19.mp4" in text
+    assert "reason [19]" in text
+    assert "20.mp4" not in text
+    assert "and 3 more" in text
+
+
+def test_a_complete_dataset_is_said_to_be_complete() -> None:
+    text = printed(EncodeReport("s3://b/out", 7, {"8x8x9": 7}, (), 0, 0, True, 1.0))
+    assert text.startswith("s3://b/out is complete: 7 samples, nothing left to do\n")
+    assert "left out" not in text
+    assert "captions" not in text
