@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from shards.prepare.encode.assign import Failure
-from shards.prepare.encode.report import render
-from shards.prepare.encode.stage import EncodeReport
+from shards.prepare.encode.report import EncodeReport, render
+from shards.prepare.failures import Failure
 
 
 def printed(report: EncodeReport) -> str:
