@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.work.claims import LEASE_S, Claims
 from shards.prepare.work.shift import Shift, Task
 from shards.prepare.work.workers import Worker
 from shards.storage import Storage
+from shards.storage.claims import LEASE_S, Claims
 from shards.stream import stream
 
 _FORMAT = 1

@@ -14,16 +14,17 @@ from rich.progress import (
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """On stderr: description, bar, how many of how many, time gone and time left; nothing at all where `quiet`.
+    """On stderr: description, bar, how many of how many, time gone and time left.
 
-    Where that is no terminal, its last state is printed once at the end.
+    Nothing at all where `quiet`, or where stderr is a pipe or a log file.
     """
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
+        console=console,
+        disable=quiet or not console.is_terminal,
     )

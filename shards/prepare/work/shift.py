@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from shards.errors import InputError
-from shards.prepare.work.claims import Claims, Held
 from shards.prepare.work.workers import Worker
 from shards.storage import Storage
+from shards.storage.claims import Claims, Held
 
 Result = dict[str, Any]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.prepare.work.claims import Claims
 from shards.prepare.work.workers import Worker
 from shards.storage import Folder
+from shards.storage.claims import Claims
 from tests.support.forks import Fork
 from tests.support.jobs import Team, claims, contents, expected, foreign_claim, until, work
 
