@@ -33,12 +33,8 @@ lint: install
 test: lint system
 	$(BIN)/python -m pytest
 
-bench: install
-	$(BIN)/python -m tests.bench.bench_plan
-	$(BIN)/python -m tests.bench.bench_reader
-	$(BIN)/python -m tests.bench.bench_step
-	$(BIN)/python -m tests.bench.bench_manifest
-	$(BIN)/python -m tests.bench.bench_range
+bench: install system
+	for bench in plan reader memory range manifest encode step host; do $(BIN)/python -m tests.bench.bench_$$bench || exit 1; done
 
 # Debian packages of some tests: installed where this is root with apt; without them those tests are skipped, and say so.
 system:

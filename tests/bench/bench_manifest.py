@@ -3,7 +3,8 @@
     python -m tests.bench.bench_manifest --samples 1000000 --megabytes 512
 
 The table is compared with pyarrow writing and reading the same columns, nothing done to them. Index and doctor
-are compared with reading the shards through one buffer and hashing them, from a warm page cache.
+are compared with reading the shards through one buffer and hashing them, from a warm page cache, and for small
+samples with what `tarfile` takes to list them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -136,6 +138,31 @@ def bench_shards(folder: Path, megabytes: int) -> None:
         print(f"{name:34}{total / wall / 1e6:8.0f}{100 * limit / wall:26.0f}")
 
 
+def bench_small(folder: Path, samples: int) -> None:
+    """An index of shards whose samples are so small that only their number counts."""
+    dataset = write_dataset(
+        folder / "small",
+        samples,
+        channels=4,
+        grids=((1, 2, 2),),
+        text_lengths=(2,),
+        text_width=8,
+        shard_bytes=16 << 20,
+    )
+    wall = timed(lambda: index(dataset.root, threads=os.cpu_count()))
+    headers = timed(lambda: list_members(dataset))
+    print(
+        f"\n{samples:,} small samples: index {samples / wall:,.0f} samples/s on {os.cpu_count()} CPUs "
+        f"(1M in {1e6 / samples * wall:.0f} s), {wall / headers:.2f} times what tarfile takes to list the members"
+    )
+
+
+def list_members(dataset: Dataset) -> None:
+    for name in dataset.manifest.shards:
+        with tarfile.open(Path(dataset.root) / name) as tar:
+            tar.getmembers()
+
+
 def read_and_hash(dataset: Dataset) -> None:
     buffer = memoryview(bytearray(8 << 20))
     for name in dataset.manifest.shards:
@@ -156,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=1_000_000, help="rows of the table")
     parser.add_argument("--megabytes", type=int, default=512, help="size of the shards scanned")
+    parser.add_argument("--small", type=int, default=50_000, help="small samples indexed")
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write (default: a temporary folder)"
     )
@@ -165,6 +193,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench_table(Path(folder), arguments.samples)
         bench_shards(Path(folder), arguments.megabytes)
+        bench_small(Path(folder), arguments.small)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 The server is nginx on this machine, which answers each request after the delay. Its limit is what plain range
 requests for the same bytes get over as many connections, each thread asking for the next one as soon as it has
-one, with nothing done to the bytes. Then the memory of the reading process over an epoch, tenth by tenth.
+one, with nothing done to the bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -74,28 +75,6 @@ def emptied(folder: Path, dataset: Dataset, order: np.ndarray, limit: int) -> No
         our_reader(reader, order)
 
 
-def resident() -> float:
-    """MB of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def memory(dataset: Dataset, gigabytes: float) -> None:
-    """Print the memory of this process for every tenth of an epoch of so many GB."""
-    epochs = max(1, round(gigabytes * 1e9 / int(dataset.manifest.nbytes.sum())))
-    generator = np.random.default_rng(1)
-    order = np.concatenate([generator.permutation(len(dataset.manifest)) for _ in range(epochs)])
-    figures = []
-    with Reader(dataset) as reader:
-        for tenth in np.array_split(order, 10):
-            our_reader(reader, tenth)
-            figures.append(resident())
-    total = epochs * dataset.manifest.nbytes.sum() / 1e9
-    print(
-        f"memory of the process, MB, over {total:.1f} GB, tenth by tenth: {' '.join(f'{x:.0f}' for x in figures)}"
-    )
-
-
 def report(results: dict[str, tuple[float, float]], nbytes: int, samples: int) -> None:
     """Print the table; a method's limit is that of the connections in its name."""
     print(f"{'method':36}{'MB/s':>8}{'samples/s':>11}{'% of limit':>12}{'CPU s':>8}")
@@ -106,7 +85,7 @@ def report(results: dict[str, tuple[float, float]], nbytes: int, samples: int) -
         )
 
 
-def run(folder: Path, megabytes: int, repeats: int, gigabytes: float) -> None:
+def run(folder: Path, megabytes: int, repeats: int) -> None:
     """Write a dataset, serve it, measure."""
     sizes = [
         256 * int(np.prod(grid)) + 8192 * length for grid, length in zip(GRIDS, TEXT_LENGTHS, strict=True)
@@ -128,7 +107,6 @@ def run(folder: Path, megabytes: int, repeats: int, gigabytes: float) -> None:
             f"{samples} samples, {nbytes / 1e6:.0f} MB, {DELAY_S * 1e3:.0f} ms a request, {os.cpu_count()} CPUs"
         )
         report(measure(all_methods(folder, dataset), repeats), nbytes, samples)
-        memory(dataset, gigabytes)
 
 
 def all_methods(folder: Path, dataset: Dataset) -> dict[str, Callable[[], None]]:
@@ -153,12 +131,13 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, default=512, help="size of the dataset written for the run")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many turns counts")
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="read to watch the memory")
     parser.add_argument("--folder", type=Path, default=None, help="where to write (default: temporary)")
     arguments = parser.parse_args()
+    if not shutil.which("nginx"):
+        raise SystemExit("bench_range needs nginx: apt-get install nginx-light")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        run(Path(folder), arguments.megabytes, arguments.repeats, arguments.gigabytes)
+        run(Path(folder), arguments.megabytes, arguments.repeats)
 
 
 if __name__ == "__main__":
