@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -40,11 +41,11 @@ def read_failures(storage: Storage, path: str = FAILURES_NAME) -> tuple[Failure,
     return tuple(Failure(**json.loads(line)) for line in lines)
 
 
-def failures_table(failures: Sequence[Sequence[str]], title: str, column: str = "left out") -> Table:
+def failures_table(failures: Sequence[Sequence[str]], title: str, column: str = "left out") -> Group:
     """The first failures with their reasons; `title` says what they are and where all are listed."""
-    table = Table(column, "reason", title=title, title_justify="left")
+    table = Table(column, "reason")
     for failure in failures[:_SHOWN]:
         table.add_row(*map(Text, failure))
     if len(failures) > _SHOWN:
         table.add_row("...", f"and {len(failures) - _SHOWN} more")
-    return table
+    return Group(Text(title), table)

@@ -273,7 +273,7 @@ def test_the_command_tells_all_of_it(tmp_path: Path) -> None:
         "pose (2",
     ):
         assert part in done.stdout, done.stdout
-    assert "latents/b.pt" in done.stderr
+    assert "latents/b.pt" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
