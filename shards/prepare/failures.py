@@ -23,6 +23,14 @@ class Failure(NamedTuple):
     reason: str
 
 
+def reason_for(error: Exception) -> str:
+    """Why an input could not be used, in a line: what the error gives as its `reason`, else its kind and message."""
+    if reason := getattr(error, "reason", None):
+        return str(reason)
+    message = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def write_failures(storage: Storage, failures: Iterable[Sequence[str]], path: str = FAILURES_NAME) -> None:
     """Replace the list at `path` by these (source, reason) pairs. Without any there is no file."""
     lines = [json.dumps(Failure(*pair)._asdict(), ensure_ascii=False) + "\n" for pair in failures]

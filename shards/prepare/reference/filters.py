@@ -33,7 +33,11 @@ class Filter(NamedTuple):
 
 
 class PluginError(Exception):
-    """A user's function raised for a clip; the message says what and where, in a line."""
+    """A user's function raised for a clip; `reason` says which, what and where, in a line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def _load(spec: str, path: Path, name: str, digest: str) -> Frames:
     sys.modules[module.__name__] = module  # data classes in it look it up
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--compute {spec!r}: the file cannot be loaded: {_where(error, path)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -173,8 +177,8 @@ def _checked(spec: str, path: Path, function: Frames, frames: np.ndarray) -> np.
     shape = frames.shape
     try:
         result = function(frames)
-    except Exception as error:
-        raise PluginError(_where(error, path)) from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"--compute {spec!r}: {_where(error, path)}") from error
     if not isinstance(result, np.ndarray):
         raise InputError(f"--compute {spec!r}: it gave a {type(result).__name__}, expected a NumPy array")
     if result.dtype != np.uint8:
@@ -189,7 +193,7 @@ def _checked(spec: str, path: Path, function: Frames, frames: np.ndarray) -> np.
     return result
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """What was raised, and the line of the user's file."""
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)

@@ -17,10 +17,10 @@ import numpy as np
 
 from shards.atomic import place
 from shards.errors import InputError
-from shards.prepare.failures import FAILURES_NAME, write_failures
+from shards.prepare.failures import FAILURES_NAME, reason_for, write_failures
 from shards.prepare.media.film import reading, writing
-from shards.prepare.media.video import IMAGE_SUFFIXES, ClipError, read_clip, upright, write_clip
-from shards.prepare.reference.filters import Filter, PluginError
+from shards.prepare.media.video import IMAGE_SUFFIXES, read_clip, upright, write_clip
+from shards.prepare.reference.filters import Filter
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
 from shards.prepare.work.job import Job
@@ -234,14 +234,16 @@ def _make_one(request: Request, name: str, temporary: Path) -> str:
         else:
             _filter_video(source, file, request)
         place(file, target)
-    except ClipError as error:
-        return error.reason
-    except PluginError as error:
-        return str(error)
     except FileNotFoundError:
         # Another worker did the same meanwhile, and cleaned up at the end of the job.
         if not target.exists():
             raise
+    except OSError:
+        raise  # of the folder that is written to
+    except InputError as error:
+        raise InputError(f"{error} ({name})") from error
+    except Exception as error:
+        return reason_for(error)
     return "made"
 
 

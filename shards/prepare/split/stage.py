@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -15,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from shards.atomic import place
 from shards.errors import InputError
-from shards.prepare.failures import write_failures
+from shards.prepare.failures import reason_for, write_failures
 from shards.prepare.media.film import Film, reading, writing
 from shards.prepare.media.video import ClipError, upright
 from shards.prepare.split.footage import Video, find_videos
+from shards.prepare.split.record import (
+    Record,
+    read_record,
+    read_records,
+    real_path,
+    size_of,
+    write_record,
+)
 from shards.prepare.split.scenes import Found, Scene, SceneOptions, check, find_scenes
 from shards.prepare.split.sheet import PER_PAGE, shown_frames, thumbnail, write_sheet
 from shards.prepare.tables.rows import TABLE_SUFFIXES, read_rows, write_rows
@@ -33,7 +40,6 @@ if TYPE_CHECKING:
 PREVIEWS = "previews"
 ALONE = Worker()
 _STATE = ".split"
-_RECORDS = f"{_STATE}/videos"
 
 OnFrame = Callable[[Path, int, int], None]  # video, frames gone by, frames to go by in all (0: not known)
 
@@ -78,7 +84,8 @@ def check_request(
         raise InputError(f"--table {table!r}: a file name ending in .csv, .json or .jsonl")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is not a folder")
-    return Request(find_videos(inputs, recursive, out), out, options, crf, table)
+    videos = find_videos(inputs, recursive, out, read_records(Folder(out)))
+    return Request(videos, out, options, crf, table)
 
 
 def split(
@@ -131,35 +138,25 @@ def split(
 
 def _digest(videos: Sequence[Video]) -> str:
     """16 hex digits of the names and sizes of all videos."""
-    listed = "\n".join(f"{os.fsencode(video.name)!r} {_size(video.path)}" for video in videos)
+    listed = "\n".join(f"{os.fsencode(video.name)!r} {size_of(video.path)}" for video in videos)
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
-
-
-def _size(path: Path) -> int:
-    """Bytes of a video; -1 for one that is not there any more, which reading it will tell."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _split_one(
     storage: Folder, video: Video, options: SceneOptions, crf: int, scratch: Path, on_frame: OnFrame
 ) -> dict[str, Any]:
-    """Split a video, unless that was done; a record of it is written last."""
+    """Split a video, unless that was done; a record of it is written last. Its failure is the result too."""
     source = os.fsencode(video.path).decode(errors="backslashreplace")
     if source != str(video.path):
         return {"source": source, "failure": "its name is not UTF-8 text: rename it"}
-    record = f"{_RECORDS}/{video.name}.json"
-    size = _size(video.path)
-    if storage.stat(record):
-        values: dict[str, Any] = json.loads(storage.read(record))
-        if values["size"] != size:
+    size = size_of(video.path)
+    if record := read_record(storage, video.name):
+        if record["size"] != size:
             raise InputError(
-                f"{storage.name}/{video.name} holds the scenes of {values['source']} ({values['size']} bytes), "
+                f"{storage.name}/{video.name} holds the scenes of {record['source']} ({record['size']} bytes), "
                 f"and {source} has {size} bytes: give another --out, or rename the video"
             )
-        return values
+        return dict(record)
     scratch.mkdir(exist_ok=True)
     try:
         found = find_scenes(video.path, options, lambda done, total: on_frame(video.path, done, 2 * total))
@@ -167,20 +164,23 @@ def _split_one(
             clips = _write_clips(storage, video, found, crf, Path(temporary), on_frame)
     except FileNotFoundError:
         # Another worker did the same meanwhile, and cleaned up at the end of the job.
-        if storage.stat(record) is None:
+        if (record := read_record(storage, video.name)) is None:
             raise
-        return dict(json.loads(storage.read(record)))
-    except ClipError as error:
-        return {"source": source, "failure": error.reason}
-    values = {
-        "source": source,
-        "size": size,
-        "clips": clips,
-        "left_out": found.left_out,
-        "damage": found.damage,
-    }
-    storage.write(record, json.dumps(values, ensure_ascii=False).encode())
-    return values
+        return dict(record)
+    except (OSError, InputError):
+        raise  # of the folder that is written to
+    except Exception as error:
+        return {"source": source, "failure": reason_for(error)}
+    record = Record(
+        source=source,
+        path=real_path(video.path),
+        size=size,
+        clips=clips,
+        left_out=found.left_out,
+        damage=found.damage,
+    )
+    write_record(storage, video.name, record)
+    return dict(record)
 
 
 def _write_clips(
@@ -240,8 +240,7 @@ def _update_table(storage: Folder, name: str) -> None:
     path = storage.root / name
     rows = read_rows(path) if path.exists() else []
     clips: dict[str, dict[str, Any]] = {}
-    for entry in storage.list(_RECORDS):
-        record = json.loads(storage.read(entry.path))
+    for record in read_records(storage).values():
         for clip in record["clips"]:
             place = {"start": clip["start"], "end": clip["end"]}
             row = {"media_path": clip["media_path"], "caption": "", "source": record["source"], **place}

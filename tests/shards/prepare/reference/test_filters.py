@@ -168,8 +168,15 @@ def test_results_that_are_no_frames(tmp_path: Path, body: str, message: str) -> 
 
 
 def test_an_error_of_the_function_says_where(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"^KeyError: 'depth' \(mine\.py, line 5\)$"):
-        plugin(write_plugin(tmp_path, "return {}['depth']")).apply(SQUARE)
+    spec = write_plugin(tmp_path, "return {}['depth']")
+    with pytest.raises(PluginError) as error:
+        plugin(spec).apply(SQUARE)
+    assert error.value.reason == f"--compute '{spec}': KeyError: 'depth' (mine.py, line 5)"
+
+
+def test_a_function_that_wants_to_end_the_program_ends_its_clip(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"SystemExit: 3 \(mine\.py, line 5\)$"):
+        plugin(write_plugin(tmp_path, "raise SystemExit(3)")).apply(SQUARE)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +190,7 @@ def test_an_error_of_the_function_says_where(tmp_path: Path) -> None:
         ("mine.py:compute", "compute = 3\n", "the file has no function 'compute'"),
         ("mine.py:compute", "x =\n", "the file cannot be loaded: SyntaxError: invalid syntax"),
         ("mine.py:compute", "import not_installed_here\n", "the file cannot be loaded: ModuleNotFoundError"),
+        ("mine.py:compute", "raise SystemExit\n", "SystemExit (mine.py, line 1)"),
         ("mine.py:compute", "\n\n1 / 0\n", "ZeroDivisionError: division by zero (mine.py, line 3)"),
     ],
 )

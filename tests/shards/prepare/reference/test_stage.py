@@ -191,15 +191,27 @@ def test_a_clip_on_which_the_users_function_fails_is_recorded(table: Path) -> No
     (table.parent / "mine.py").write_text(
         "def f(frames):\n    assert len(frames) > 1, 'no picture'\n    return frames\n"
     )
-    report = run(table, plugin(f"{table.parent / 'mine.py'}:f"))
-    assert report.failures == [("c.jpg", "AssertionError: no picture (mine.py, line 2)")]
+    spec = f"{table.parent / 'mine.py'}:f"
+    report = run(table, plugin(spec))
+    assert report.failures == [("c.jpg", f"--compute '{spec}': AssertionError: no picture (mine.py, line 2)")]
     assert column(table)[2] is None
+
+
+def test_whatever_goes_wrong_with_a_clip_is_its_own_failure(table: Path) -> None:
+    def picky(frames: np.ndarray) -> np.ndarray:
+        if len(frames) == 1:
+            raise RuntimeError("a picture\nis no film")
+        return frames
+
+    report = run(table, Filter("picky", picky, True))
+    assert report.failures == [("c.jpg", "RuntimeError: a picture")]
+    assert column(table)[:2] == ["references/picky/clips/a.mp4", "references/picky/clips/deep/b.mp4"]
 
 
 def test_a_result_that_is_no_frames_ends_it(table: Path) -> None:
     before = table.read_bytes()
     (table.parent / "mine.py").write_text("def f(frames):\n    return frames / 255\n")
-    with pytest.raises(InputError, match="it gave float64, expected uint8"):
+    with pytest.raises(InputError, match=r"gave float64, expected uint8 .*\(clips/a\.mp4\)$"):
         run(table, plugin(f"{table.parent / 'mine.py'}:f"))
     assert table.read_bytes() == before
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import shards.prepare.split.stage as module
 from shards.errors import InputError
 from shards.prepare.media.video import probe, read_clip
 from shards.prepare.split.scenes import Length, SceneOptions
@@ -214,11 +215,54 @@ def test_clips_of_a_folder_are_cut_in_one_way(
     assert tree(tmp_path / "out") == before
 
 
-def test_another_video_of_the_same_name_is_refused(videos: Path, tmp_path: Path) -> None:
+def test_an_input_more_makes_no_clip_twice(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(videos / "a.mp4", out=out)
+    write_scenes(videos / "a.mkv", (21, 19), first=11)
+    (videos / "sub").mkdir()
+    (videos / "b.mp4").rename(videos / "sub/b.mp4")
+    run(videos / "sub", out=out)
+    report = run(videos, out=out, recursive=True)
+    rows = read_rows(report.table)
+    assert sorted({row["media_path"].split("/")[0] for row in rows}) == ["a", "a_mkv", "b"]
+    assert len(rows) == report.scenes == 3 + 2 + 2
+    assert len({(row["source"], row["start"]) for row in rows}) == len(rows)
+
+
+def test_another_video_of_the_same_name_has_a_folder_of_its_own(videos: Path, tmp_path: Path) -> None:
     run(videos / "a.mp4", out=tmp_path / "out")
-    other = write_scenes(tmp_path / "other/a.mp4", (30,))
+    other = write_scenes(tmp_path / "other/a.mp4", (30,), first=20)
+    run(other, out=tmp_path / "out")
+    sources = {
+        row["media_path"].split("/")[0]: row["source"] for row in read_rows(tmp_path / "out/dataset.jsonl")
+    }
+    assert sources.pop("a") == str(videos / "a.mp4")
+    ((name, source),) = sources.items()
+    assert name.startswith("a-")
+    assert source == str(other)
+
+
+def test_a_video_that_changed_is_refused(videos: Path, tmp_path: Path) -> None:
+    run(videos / "a.mp4", out=tmp_path / "out")
+    write_scenes(videos / "a.mp4", (30,))
     with pytest.raises(InputError, match=r"out/a holds the scenes of .*videos/a\.mp4 .*give another --out"):
-        run(other, out=tmp_path / "out")
+        run(videos / "a.mp4", out=tmp_path / "out")
+
+
+def test_whatever_goes_wrong_with_a_video_is_its_own_failure(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.find_scenes
+
+    def find_scenes(path: Path, *arguments: Any) -> Any:
+        if path.name == "a.mp4":
+            raise RuntimeError("a bug\nin a library")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(module, "find_scenes", find_scenes)
+    report = run(videos, out=tmp_path / "out")
+    assert report.failures == [(str(videos / "a.mp4"), "RuntimeError: a bug")]
+    assert report.scenes == 2
 
 
 @pytest.mark.parametrize(
