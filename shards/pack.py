@@ -97,10 +97,12 @@ def pack(tokens: Int64s, cost: Int64s, ranks: int, cap: int) -> Layout:
     return _layout(chosen, items.positions, ranks, total)
 
 
-def check_cap(keys: Sequence[str], tokens: Int64s, cap: int) -> None:
+def check_cap(
+    keys: Sequence[str], tokens: Int64s, cap: int, setting: str = "batching.max_tokens_per_pack"
+) -> None:
     """Raise InputError when a sample alone exceeds the cap, naming the five longest and the ways out.
 
-    `keys`: N sample keys; `tokens`: int64[N]; `cap`: tokens per pack.
+    `keys`: N sample keys; `tokens`: int64[N]; `cap`: tokens per pack; `setting`: what the user set it by.
     """
     over = np.flatnonzero(np.asarray(tokens) > cap)
     if len(over) == 0:
@@ -110,7 +112,7 @@ def check_cap(keys: Sequence[str], tokens: Int64s, cap: int) -> None:
     more = f" and {len(over) - len(longest)} more" if len(over) > len(longest) else ""
     raise InputError(
         f"{len(over)} of {len(tokens)} samples have more tokens than a pack may hold (the cap, {cap}): "
-        f"{names}{more}. Raise batching.max_tokens_per_pack to at least {int(tokens[longest[0]])}, or encode "
+        f"{names}{more}. Raise {setting} to at least {int(tokens[longest[0]])}, or encode "
         "the data into smaller buckets; splitting one sample over several GPUs (sequence parallelism) is not "
         "available yet"
     )

@@ -21,14 +21,15 @@ VERSIONS: dict[str, tuple[str, str | None]] = {
 }
 
 LATEST = "LTXV_13B_097_DEV"
+_SETTING = "model.model_source"
 
 
-def part(source: str | Path, name: str) -> Path:
+def part(source: str | Path, name: str, setting: str = _SETTING) -> Path:
     """Folder (or single .safetensors file) of a part of a model: transformer, vae, text_encoder, tokenizer.
 
     `source` is a local folder in diffusers' layout, a .safetensors file (transformer only), a hub id, or a version
     name of VERSIONS. Hub parts are downloaded into the hub's own cache; only the files of the part asked for.
-    Raises InputError when it cannot be found.
+    Raises InputError when it cannot be found; `setting` is what the user set it by, for the message.
     """
     text = str(source)
     local = Path(text).expanduser()
@@ -36,18 +37,18 @@ def part(source: str | Path, name: str) -> Path:
         if (local / name).is_dir():
             return local / name
         raise InputError(
-            f"model.model_source: {text}: folder has no {name}/; give a model folder as diffusers writes it"
+            f"{setting}: {text}: folder has no {name}/; give a model folder as diffusers writes it"
         )
     if local.suffix == ".safetensors" and local.is_file() and name == "transformer":
         return local
     repository, single_file = VERSIONS.get(text, (text, None))
     if text not in VERSIONS and not _is_hub_id(text):
         raise InputError(
-            f"model.model_source: {text}: no such folder, and not a hub id (owner/name) or a version name"
+            f"{setting}: {text}: no such folder, and not a hub id (owner/name) or a version name"
         )
     if name == "transformer" and single_file:
-        return _download_file(_MAIN, single_file)
-    return _download_folder(repository, name)
+        return _download_file(_MAIN, single_file, setting)
+    return _download_folder(repository, name, setting)
 
 
 def transformer_config(source: str | Path) -> Path:
@@ -59,17 +60,17 @@ def transformer_config(source: str | Path) -> Path:
     local = Path(text).expanduser()
     if local.exists() or text not in VERSIONS:
         if not local.exists() and _is_hub_id(text):
-            return _download_file(text, "transformer/config.json")
+            return _download_file(text, "transformer/config.json", _SETTING)
         found = part(source, "transformer")
         return found / "config.json" if found.is_dir() else found.with_name("config.json")
-    return _download_file(VERSIONS[text][0], "transformer/config.json")
+    return _download_file(VERSIONS[text][0], "transformer/config.json", _SETTING)
 
 
 def _is_hub_id(text: str) -> bool:
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
 
 
-def _download_folder(repository: str, name: str) -> Path:
+def _download_folder(repository: str, name: str, setting: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -77,18 +78,18 @@ def _download_folder(repository: str, name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"model.model_source: {repository}: no such local folder, and {name}/ cannot be had from the hub: {reason}"
+            f"{setting}: {repository}: no such local folder, and {name}/ cannot be had from the hub: {reason}"
         ) from error
     if not folder.is_dir():
         # Offline, a snapshot is whatever parts of it were fetched before.
         raise InputError(
-            f"model.model_source: {repository}: the repository, or its copy in the local cache, has no {name}/; "
+            f"{setting}: {repository}: the repository, or its copy in the local cache, has no {name}/; "
             "fetch it once on a machine with a network"
         )
     return folder
 
 
-def _download_file(repository: str, filename: str) -> Path:
+def _download_file(repository: str, filename: str, setting: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -96,6 +97,6 @@ def _download_file(repository: str, filename: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"model.model_source: {repository}: no such local folder, and {filename} cannot be had from the hub: "
+            f"{setting}: {repository}: no such local folder, and {filename} cannot be had from the hub: "
             f"{reason}"
         ) from error

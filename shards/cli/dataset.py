@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -26,7 +27,9 @@ def index(
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(help="Or the VAE's compression, frames x side, as 8x32: dataset.json is made from it."),
+        typer.Option(
+            help="Or the VAE's compression, frames x side, as 8x32: dataset.json is made from it, or corrected."
+        ),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Rate of samples whose json has no fps.")] = None,
     threads: Annotated[int | None, typer.Option(help="Shards scanned at once; default: CPUs.")] = None,
@@ -39,8 +42,10 @@ def index(
 
     if like and scale:
         raise InputError("give --like or --scale, not both")
-    if fps is not None and not fps > 0:
-        raise InputError(f"--fps {fps}: it must be positive")
+    if fps is not None and not 0 < fps < math.inf:
+        raise InputError(f"--fps {fps}: it must be a positive number")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads}: it must be at least 1")
     with progress_bar() as progress:
         task = progress.add_task("Scanning shards", total=None)
         try:
@@ -106,7 +111,9 @@ def plan(
     ] = None,
     tokens_per_step: Annotated[int | None, typer.Option(help="Or tokens of an optimizer step.")] = None,
     mix: Annotated[str, typer.Option(help="random or similar.")] = "random",
-    cap: Annotated[int, typer.Option(help="Most tokens in one GPU's micro-batch.")] = 65536,
+    cap: Annotated[
+        int, typer.Option("--cap", "--max-tokens-per-pack", help="Most tokens in one GPU's micro-batch.")
+    ] = 65536,
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 42,
     quadratic: Annotated[float, typer.Option(help="Cost of a sample is L + quadratic * L^2 tokens.")] = 6e-5,
     steps: Annotated[int, typer.Option(help="Most steps to lay out.")] = 100,
@@ -125,7 +132,7 @@ def plan(
     batching = Batching(samples_per_step, tokens_per_step, "random" if mix == "random" else "similar")
     manifest = open_dataset(root).manifest
     tokens = manifest.tokens()
-    check_cap(manifest.keys.tolist(), tokens, cap)
+    check_cap(manifest.keys.tolist(), tokens, cap, "--cap")
     rows = report(tokens, manifest.ids, batching, counts, cap, quadratic, seed=seed, max_steps=steps)
     print_summary(render(rows))
     remark = advice(rows)

@@ -85,7 +85,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _load(model: str | Path, name: str, load: Callable[[Path], T]) -> T:
-    path = part(model, name)
+    path = part(model, name, "--model")
     try:
         return load(path)
     except (OSError, ValueError, ImportError) as error:
