@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -38,6 +39,17 @@ app.command()(decode)
 app.command()(convert)
 
 
+_MAKE_ROOM = "make room and run the same command again"
+_ASK = "see to the permissions and run the same command again"
+_ADVICE = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EACCES: _ASK,
+    errno.EPERM: _ASK,
+    errno.EROFS: "give a folder that can be written",
+}
+
+
 def main() -> None:
     """Entry point of ``ltx-shards``: a user's mistake is one line and exit code 2, no traceback."""
     try:
@@ -47,5 +59,6 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:  # a full disk, a folder of somebody else
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        advice = f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
+        print(f"error: {where}{error.strerror or error}{advice}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,10 @@ def convert(
     to: Annotated[str, typer.Option(help="tar (WebDataset) or mds (MosaicML).")],
     out: Annotated[str, typer.Option(help="Folder or URL to write the dataset into.")],
 ) -> None:
-    """Write a dataset with shards of the other format; nothing is lost either way."""
+    """Write a dataset with shards of the other format: its samples' tensors and json, to the byte.
+
+    Other files or columns in the shards are left behind, and counted at the end.
+    """
 
     from shards.dataset.convert import convert as convert_dataset
     from shards.prepare.work.progress import progress_bar
@@ -26,3 +29,6 @@ def convert(
         f"{out}: {report.samples} samples in {report.shards} shards, {report.nbytes / 1e6:.1f} MB, "
         f"fingerprint {report.fingerprint}"
     )
+    if report.left_behind:
+        others = ", ".join(f"{count} {name or 'without a name'}" for name, count in report.left_behind.items())
+        typer.echo(f"left behind, as only json and safetensors are taken: {others}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from shards.dataset.output import move, new_dataset, workspace
 from shards.errors import InputError, ShardError
 from shards.formats import SHARDS
 from shards.formats.mds import INDEX_NAME, scan_mds, streaming, write_mds
+from shards.formats.meta import read_meta
 from shards.formats.row import Row, Stored, stored_row
 from shards.formats.shard import FORMATS, format_of, read_samples
 from shards.formats.tar import write_shard
@@ -22,12 +23,17 @@ from shards.storage import Folder, Root, Storage, open_storage
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What ``convert`` wrote; ``fingerprint`` is that of the manifest, the same as the source's."""
+    """What ``convert`` wrote; ``fingerprint`` is that of the manifest, the same as the source's.
+
+    ``left_behind`` counts what the shards hold beside the two members of a sample: files by their extension in a
+    tar, columns by their name in MDS.
+    """
 
     samples: int
     shards: int
     nbytes: int  # of the shards
     fingerprint: str
+    left_behind: dict[str, int]
 
 
 def convert(
@@ -35,8 +41,9 @@ def convert(
 ) -> ConvertReport:
     """Write the dataset in ``root`` into the empty folder ``out`` with shards of the format ``to``, tar or mds.
 
-    The samples of the manifest are taken, each compared with its checksum. One shard becomes one shard, so that
-    our own tars come back byte for byte from MDS. ``on_sample(total)`` is called after each sample. What an
+    The samples of the manifest are taken, each compared with its checksum, with their tensors and their JSON to
+    the byte; what else lies in the shards of others stays behind and is counted. One shard becomes one shard, so
+    that our own tars come back byte for byte from MDS. ``on_sample(total)`` is called after each sample. What an
     interrupted call left in ``out`` is replaced. Raises InputError for a format that is not known or that the
     dataset has already, when ``out`` is not empty, or when MDS is asked for without its library; ShardError for
     damaged bytes.
@@ -48,8 +55,9 @@ def convert(
         raise InputError(f"{root}: its shards are {to} already")
     if to == "mds":
         streaming()  # that the library is missing is said before anything is written
+    left_behind: Counter[str] = Counter()
     with new_dataset(out, f"convert --to {to}") as storage:
-        shards = _shards(dataset, on_sample)
+        shards = _shards(dataset, on_sample, left_behind)
         manifest = Manifest.from_rows(list(_WRITERS[to](storage, shards)))
         if manifest.fingerprint != dataset.manifest.fingerprint:
             expected, found = dataset.manifest.fingerprint, manifest.fingerprint
@@ -57,10 +65,14 @@ def convert(
         write_info(out, dataset.info)
         write_manifest(out, manifest)
     nbytes = int(sum(entry.size for entry in storage.list(SHARDS)))
-    return ConvertReport(len(manifest), len(manifest.shards), nbytes, manifest.fingerprint)
+    return ConvertReport(
+        len(manifest), len(manifest.shards), nbytes, manifest.fingerprint, dict(left_behind.most_common())
+    )
 
 
-def _shards(dataset: Dataset, on_sample: Callable[[int], None]) -> Iterator[Iterator[Stored]]:
+def _shards(
+    dataset: Dataset, on_sample: Callable[[int], None], left_behind: Counter[str]
+) -> Iterator[Iterator[Stored]]:
     """The samples of each shard that the manifest lists, in the order they lie there."""
     manifest, storage = dataset.manifest, open_storage(dataset.root)
     wanted: dict[str, dict[int, int]] = defaultdict(dict)
@@ -71,7 +83,7 @@ def _shards(dataset: Dataset, on_sample: Callable[[int], None]) -> Iterator[Iter
 
     def samples(name: str) -> Iterator[Stored]:
         left = wanted[name]
-        for stored in read_samples(storage, name):
+        for stored in read_samples(storage, name, left_behind):
             number = left.pop(stored.offset, None)
             if number is None:  # bytes that the manifest does not list
                 continue
@@ -91,15 +103,15 @@ def _shards(dataset: Dataset, on_sample: Callable[[int], None]) -> Iterator[Iter
 
 def _with_rate(meta: bytes, fps: float) -> bytes:
     """A JSON member as it is, or with the rate that only the manifest knew."""
-    values = json.loads(meta)
+    values = read_meta(meta)
     if values.get("fps") is not None:
         return meta
-    return json.dumps(values | {"fps": fps}, sort_keys=True, ensure_ascii=False).encode()
+    return json.dumps(values | {"fps": fps}, sort_keys=True).encode()
 
 
 def _write_tars(storage: Storage, shards: Iterable[Iterable[Stored]]) -> Iterator[Row]:
     for number, samples in enumerate(shards):
-        parts = ((stored.key, json.loads(stored.meta), stored.payload) for stored in samples)
+        parts = ((stored.key, stored.meta, stored.payload) for stored in samples)
         yield from write_shard(storage, f"{SHARDS}/{number:06d}.tar", parts)
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from shards.dataset.info import INFO_NAME, DatasetInfo, read_info, write_info
 from shards.dataset.left_out import read_left_out
-from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, RepeatedKey, read_manifest, write_manifest
 from shards.dataset.selection import by_shard, join, select
 from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.formats.row import Row
-from shards.formats.shard import format_of, scan, shard_names
+from shards.formats.shard import find_shards, format_of, scan
 from shards.geometry import Scale
 from shards.storage import Root, Storage, open_storage
+from shards.stream import stream
 
 _BLOCK = 512  # of a tar
 
@@ -38,34 +40,42 @@ def index(
     For our own shards these are the same bytes the writer made. Every payload is read and hashed, so it is
     also a full check of the data. Shards written by others are taken when they hold the same two members a
     sample; ``dataset.json``, which they lack, comes from ``info`` or is made from ``scale``, the VAE's
-    compression. ``fps`` is the rate of samples whose JSON says none. ``append`` scans only shards that the
-    manifest does not know yet, or that have another size. Samples of ``left_out.jsonl`` stay out. ``threads``
-    defaults to the CPU count; ``on_shard(path, total)`` is called after each shard scanned.
+    compression; of one that is there, ``scale`` replaces that alone. ``fps`` is the rate of samples whose JSON
+    says none. ``append`` scans only shards that the manifest does not know yet, or that have another size.
+    Samples of ``left_out.jsonl`` stay out. ``threads`` defaults to the CPU count; ``on_shard(path, total)`` is
+    called after each shard scanned.
 
     Raises InputError when there are no shards, ``dataset.json`` is missing and neither ``info`` nor ``scale``
     is given, ``append`` finds a shard gone, a key appears twice or the widths of the samples do not agree;
-    ShardError for a damaged shard.
+    ShardError for a damaged shard. The shards after the first one found wrong are not scanned.
     """
     storage = open_storage(root)
     sizes = find_shards(storage)
     if not sizes:
         raise InputError(f"{root}/{SHARDS} holds no .tar file: give the folder that contains {SHARDS}/")
-    described = info or (None if scale else read_info(root))
-    kept = _known(storage, read_manifest(root), sizes) if append else Manifest.from_rows([])
-    names = [name for name in sizes if name not in kept.shards]
+    described = info or _description(root, storage, scale)
+    parts = [_known(storage, read_manifest(root), sizes) if append else Manifest.from_rows([])]
+    names = [name for name in sizes if name not in parts[0].shards]
     left_out = {entry.place for entry in read_left_out(storage)}
-    parts = []
-    with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="index") as pool:
-        found = pool.map(lambda name: _scan(storage, name, fps, left_out), names)
-        for name, part in zip(names, found, strict=True):
-            if part.first:
-                described = described or DatasetInfo(
-                    part.first.channels, part.first.text_width, scale or Scale(1, 1)
-                )
-                check_widths(root, described, part.first)
-            parts.append(part.manifest)
-            on_shard(name, len(names))
-    manifest = by_shard(join([kept, *parts]))
+    workers = threads or os.cpu_count() or 1
+
+    def scanned(name: str) -> _Part:
+        return _scan(storage, name, fps, left_out)
+
+    try:
+        with stream(names, scanned, depth=2 * workers, name="index", threads=workers) as found:
+            for name, part in zip(names, found, strict=True):
+                if part.first:
+                    described = described or _made(part.first, scale)
+                    check_widths(root, described, part.first)
+                parts.append(part.manifest)
+                on_shard(name, len(names))
+        manifest = by_shard(join(parts))
+    except RepeatedKey as error:
+        raise InputError(
+            f"{root}: {error}: remove one of the two and run `ltx-shards index {root}` again, "
+            f"or let `ltx-shards doctor {root} --repair` keep the first"
+        ) from None
     if not len(manifest):
         raise InputError(
             f"{root}: its {len(sizes)} shards hold no sample: a sample is a .json and a .safetensors of one name"
@@ -76,15 +86,16 @@ def index(
     return manifest
 
 
-def find_shards(storage: Storage) -> dict[str, int]:
-    """Size in bytes of every shard by its path, sorted: those below ``shards/``, else all there are."""
-    names = set(shard_names(storage))
-    entries = storage.list(SHARDS) if names else storage.list()
-    return {
-        entry.path: entry.size
-        for entry in entries
-        if entry.path in names or (not names and format_of(entry.path))
-    }
+def _description(root: Root, storage: Storage, scale: Scale | None) -> DatasetInfo | None:
+    """``dataset.json`` with the scale given; None where it is to be made from one."""
+    if scale is None:
+        return read_info(root)
+    return replace(read_info(root), scale=scale) if storage.stat(INFO_NAME) else None
+
+
+def _made(first: Row, scale: Scale | None) -> DatasetInfo:
+    assert scale is not None, "a description that is not made from a scale is given or read"
+    return DatasetInfo(first.channels, first.text_width, scale)
 
 
 def check_widths(root: Root, info: DatasetInfo, row: Row) -> None:

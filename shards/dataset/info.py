@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from shards.errors import InputError
+from shards.formats.text import parse_json
 from shards.geometry import Scale
 from shards.storage import Root, open_storage
 
@@ -79,9 +80,9 @@ def read_info(root: Root) -> DatasetInfo:
             f"`ltx-shards index {root} --like OTHER_DATASET`"
         ) from None
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         version = int(values["version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path} is not a dataset description ({error!r}): restore it from a copy"
         ) from error
@@ -90,14 +91,18 @@ def read_info(root: Root) -> DatasetInfo:
             f"{path} has version {version}, this code reads up to {VERSION}: update ltx-dist-trainer"
         )
     try:
+        channels, text_width = int(values["channels"]), int(values["text_width"])
+        scale = Scale(**{name: int(value) for name, value in values["scale"].items()})
+        if min(channels, text_width, *scale) < 1:
+            raise ValueError("channels, text_width and scale are at least 1")
         return DatasetInfo(
-            channels=int(values["channels"]),
-            text_width=int(values["text_width"]),
-            scale=Scale(**{name: int(value) for name, value in values["scale"].items()}),
+            channels=channels,
+            text_width=text_width,
+            scale=scale,
             vae=Source(**values["vae"]),
             text_encoder=Source(**values["text_encoder"]),
             null_prompt_embeds=values.get("null_prompt_embeds"),
             version=version,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} lacks or garbles a field ({error!r}): restore it from a copy") from error

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from operator import attrgetter
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import InputError
+from shards.formats.header import MOST
 from shards.formats.row import Row
+from shards.formats.text import key_fault
 from shards.geometry import UNIT_PATCH, Grid, Patch
 from shards.hashing import sample_id
 from shards.storage import Root, open_storage
 
 MANIFEST_NAME = "manifest.parquet"
 _SIDES = ("frames", "height", "width")
+_UNUSUAL = r"^$|^/|\.\.|\x00"  # all keys, and some more, in which `key_fault` may find one
 _VERSION_KEY, VERSION = "ltx_shards_manifest", 1
 _SCHEMA = pa.schema(
     [
@@ -42,8 +45,22 @@ _SCHEMA = pa.schema(
 )
 
 
+# Least and greatest value of the columns: what a reader can ask a file for, and a model can take.
+_RANGES: dict[str, tuple[float, float]] = {
+    "offset": (0, 2**62),
+    "nbytes": (0, MOST),
+    **dict.fromkeys(_SIDES, (1, MOST)),
+    "text_tokens": (0, MOST),
+    "fps": (np.nextafter(0, 1), np.finfo(np.float64).max),
+}
+
+
 class NewerVersion(InputError):
     """A manifest of a later version of this code."""
+
+
+class RepeatedKey(InputError):
+    """Two samples have the same key; the message says where they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +189,7 @@ def check_unique(manifest: Manifest) -> None:
     first, second = int(order[earliest]), int(order[earliest + 1])
     where = f"{manifest.shards[manifest.shard[first]]} and {manifest.shards[manifest.shard[second]]}"
     if manifest.keys[first] == manifest.keys[second]:
-        raise InputError(f"key {manifest.keys[first]!r} appears twice, in {where}; keys must be unique")
+        raise RepeatedKey(f"key {manifest.keys[first]!r} appears twice, in {where}")
     raise InputError(
         f"keys {manifest.keys[first]!r} and {manifest.keys[second]!r} in {where} hash to one id; rename one"
     )
@@ -216,18 +233,23 @@ def _table_of_lists(sides: Sequence[pa.ChunkedArray]) -> np.ndarray:
     if any((other != counts[0]).any() for other in counts[1:]):
         raise ValueError("the columns reference_frames, _height and _width have lists of different lengths")
     most = int(counts[0].max(initial=0))
+    grids = np.stack([array.flatten().to_numpy() for array in arrays], axis=1)
+    if (grids < 1).any():
+        raise ValueError("the columns reference_frames, _height and _width have sides below 1")
     table = np.zeros((len(counts[0]), most, 3), np.int32)
     there = np.arange(most) < counts[0][:, None]
-    table[there] = np.stack([array.flatten().to_numpy() for array in arrays], axis=1)
+    table[there] = grids
     return table
 
 
 def read_manifest(root: Root) -> Manifest:
     """Read ``root/manifest.parquet``.
 
-    Raises InputError when it is missing, damaged, of a newer version, or lacks a column.
+    Raises InputError when it is missing, damaged, of a newer version, lacks a column, or has a value that no
+    sample can have: a shard or a key outside the dataset's folder, a size or a rate that is none.
     """
     path = f"{root}/{MANIFEST_NAME}"
+    advice = f"rebuild it with `ltx-shards index {root}`"
     try:
         table = pq.read_table(pa.BufferReader(open_storage(root).read(MANIFEST_NAME)))
         version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), VERSION))
@@ -238,35 +260,53 @@ def read_manifest(root: Root) -> Manifest:
         columns = {field.name: table[field.name].cast(field.type) for field in _SCHEMA}
         if empty := [name for name, column in columns.items() if column.null_count]:
             raise ValueError(f"column {empty[0]} has rows without a value")
-        references = _table_of_lists([columns[f"reference_{side}"] for side in _SIDES])
+        manifest = _from_columns(columns)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: rebuild it with `ltx-shards index {root}`") from None
+        raise InputError(f"{path} is missing: {advice}") from None
     except InputError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a readable manifest ({error}): rebuild it with `ltx-shards index {root}`"
-        ) from error
+        raise InputError(f"{path} is not a readable manifest ({error}): {advice}") from error
+    if outside := [name for name in manifest.shards if key_fault(name)]:
+        raise InputError(f"{path} names a shard outside the dataset's folder: {outside[0]}: {advice}")
+    if fault := _fault(manifest):
+        raise InputError(f"{path}: {fault}: {advice}")
+    return manifest
+
+
+def _from_columns(columns: dict[str, pa.ChunkedArray]) -> Manifest:
+    """The table of columns without nulls. Raises ValueError where they do not fit each other."""
     shard = columns["shard"].combine_chunks().dictionary_encode()
     if isinstance(shard, pa.ChunkedArray):
         shard = shard.combine_chunks() if shard.num_chunks != 1 else shard.chunk(0)
-    names = tuple(shard.dictionary.to_pylist())
-    if outside := [
-        name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
-    ]:
-        raise InputError(f"{path} names a shard outside the dataset's folder: {outside[0]}")
     plain = [name for name in columns if name not in ("key", "shard") and not name.startswith("reference")]
     values = {name: columns[name].to_numpy() for name in plain}
     return Manifest(
         keys=_objects(columns["key"].to_pylist()),
         ids=values["id"],
-        shards=names,
+        shards=tuple(shard.dictionary.to_pylist()),
         shard=shard.indices.to_numpy().astype(np.int32),
         offset=values["offset"],
         nbytes=values["nbytes"],
         checksum=values["checksum"],
         grid=np.stack([values[side] for side in _SIDES], axis=1),
-        references=references,
+        references=_table_of_lists([columns[f"reference_{side}"] for side in _SIDES]),
         text_tokens=values["text_tokens"],
         fps=values["fps"],
     )
+
+
+def _fault(manifest: Manifest) -> str:
+    """What the first row says that no sample can have, column by column; empty for a manifest without one."""
+    # The rule is asked of few: one call for each of a million keys would take as long as the rest.
+    unusual = pc.match_substring_regex(pa.array(manifest.keys, pa.string()), _UNUSUAL)
+    for row in np.flatnonzero(unusual).tolist():
+        if why := key_fault(manifest.keys[row]):
+            return f"row {row}: key {manifest.keys[row]!r} {why}"
+    values = dict(zip(_SIDES, manifest.grid.T, strict=True)) | vars(manifest)
+    for name, (least, most) in _RANGES.items():
+        wrong = ~((values[name] >= least) & (values[name] <= most))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            return f"row {row}, sample {manifest.keys[row]!r}: {name} is {values[name][row]}"
+    return ""

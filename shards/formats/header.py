@@ -5,14 +5,18 @@ Format: 8 bytes little-endian length, then that many bytes of JSON, then the ten
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Container, Mapping
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from shards.formats.text import parse_json
 from shards.geometry import Grid
+
+MOST = 2**31 - 1  # of any size: bytes of a payload, a tensor's side; the manifest has 32 bits for them
+_MOST_DIMENSIONS = 16
+_SHORT = 4096  # bytes of a header that is worth keeping
 
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _PREFIX_BYTES = 8
@@ -53,31 +57,44 @@ def read_header(payload: bytes | memoryview, nbytes: int | None = None) -> Mappi
     start = header_bytes(payload)
     if start > min(total, len(payload)):
         raise ValueError(f"the safetensors header claims {start} bytes of a payload of {total}")
-    return _entries(bytes(payload[_PREFIX_BYTES:start]), total)
+    if total > MOST:
+        raise ValueError(f"a payload has at most {MOST} bytes, this one {total}")
+    header = bytes(payload[_PREFIX_BYTES:start])
+    return (_remembered if len(header) <= _SHORT else _entries)(header, total)
 
 
-# Samples of equal geometry have equal headers, and reading one takes longer than the rest of a small sample.
-@lru_cache(maxsize=4096)
 def _entries(header: bytes, total: int) -> Mapping[str, Entry]:
     start = _PREFIX_BYTES + len(header)
     try:
         return {
             name: _entry(name, value, start, total)
-            for name, value in json.loads(header).items()
+            for name, value in parse_json(header).items()
             if name != "__metadata__"
         }
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the safetensors header is not readable: {error}") from error
 
 
+# Samples of equal geometry have equal headers, and reading one takes longer than the rest of a small sample.
+_remembered = lru_cache(maxsize=4096)(_entries)
+
+
 def _entry(name: str, value: dict, start: int, total: int) -> Entry:
-    dtype, shape = value["dtype"], tuple(int(size) for size in value["shape"])
-    begin, end = (start + int(offset) for offset in value["data_offsets"])
+    dtype, shape = value["dtype"], tuple(map(_size, value["shape"]))
+    begin, end = (start + _size(offset) for offset in value["data_offsets"])
     if dtype not in ITEM_BYTES:
         raise ValueError(f"tensor {name!r} has dtype {dtype}; {', '.join(ITEM_BYTES)} are read")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions, {_MOST_DIMENSIONS} at most")
     if not start <= begin <= end <= total or end - begin != prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError(f"tensor {name!r} {dtype} {shape} does not fit bytes {begin} to {end} of {total}")
     return Entry(dtype, shape, begin, end)
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise ValueError(f"the safetensors header has {value!r} where a size is expected")
+    return value
 
 
 def sample_geometry(entries: Mapping[str, Entry]) -> Geometry:
@@ -87,7 +104,7 @@ def sample_geometry(entries: Mapping[str, Entry]) -> Geometry:
     """
     channels, grid = _latents(entries, "latents")
     text = entries.get("prompt_embeds")
-    if text is None or len(text.shape) != 2:
+    if text is None or len(text.shape) != 2 or text.shape[1] < 1:
         raise ValueError(f"prompt_embeds [T, D] is needed, found {text.shape if text else 'none'}")
     references = []
     for name in reference_names(entries):

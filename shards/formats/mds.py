@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from shards.errors import InputError, ShardError
-from shards.formats.row import Row, Stored, check_key, stored_row
+from shards.formats.row import Row, Stored, stored_row
+from shards.formats.text import parse_json
 from shards.storage import Storage
 
 COLUMNS = {"json": "str", "key": "str", "safetensors": "bytes"}
@@ -94,15 +95,21 @@ def scan_mds(storage: Storage, name: str, fps: float | None = None) -> list[Row]
     ``name`` is its path in the dataset; ``fps`` is for samples whose JSON has none. ``Row.offset`` is that of the
     safetensors bytes in the file, so the reader needs to know nothing of the format. Columns other than the three
     are passed over. Raises ShardError when the file is cut short or damaged, lacks a column or has one of another
-    kind; InputError for a key that could not be a file's name, or a sample without ``fps``.
+    kind; InputError for a key that leads out of its folder or is no text, or a sample without ``fps``.
     """
     return [stored_row(name, stored, fps) for stored in read_mds(storage, name)]
 
 
-def read_mds(storage: Storage, name: str) -> Iterator[Stored]:
-    """Every sample of an MDS shard with its bytes, in order. Errors as of ``scan_mds``, but for what bytes mean."""
+def read_mds(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
+    """Every sample of an MDS shard with its bytes, in order. Errors as of ``scan_mds``, but for what bytes mean.
+
+    Columns that are passed over are added to ``others``, once for every sample.
+    """
     with storage.local(name) as path, open(path, "rb") as file:
         offsets, columns = _head(file, name)
+        if others is not None:
+            strange = [column.name for column in columns if column.name not in COLUMNS]
+            others.update(dict.fromkeys(strange, len(offsets) - 1))
         for number, (begin, end) in enumerate(pairwise(offsets)):
             file.seek(begin)
             data = file.read(end - begin)
@@ -112,21 +119,9 @@ def read_mds(storage: Storage, name: str) -> Iterator[Stored]:
                     name, "", f"columns of sample {number}", f"{end - begin} bytes", "other sizes in its head"
                 )
             first, last = places["safetensors"]
-            key = _key(data[slice(*places["key"])], name, number)
+            # As tarfile gives names: what is no text is kept, for `key_fault` to find.
+            key = data[slice(*places["key"])].decode("utf-8", "surrogateescape")
             yield Stored(key, begin + first, data[slice(*places["json"])], data[first:last])
-
-
-def _key(data: bytes, name: str, number: int) -> str:
-    try:
-        key = data.decode("utf-8")
-        if ".." in key.split("/"):
-            raise InputError(f"key {key!r} leads out of its folder; write the shard again with plain names")
-        check_key(key.replace(".", "_"))  # only tars cut a key at its dot
-    except UnicodeDecodeError as error:
-        raise ShardError(name, "", f"key of sample {number}", "UTF-8 text", error) from error
-    except InputError as error:
-        raise InputError(f"{name}: sample {number}: {error}") from None
-    return key
 
 
 class _Column(NamedTuple):
@@ -146,16 +141,16 @@ def _head(file: BinaryIO, name: str) -> tuple[list[int], list[_Column]]:
     if offsets[0] < start or (np.diff(offsets) < 0).any() or offsets[-1] != size:
         raise ShardError(name, "", "end of the last sample", f"{offsets[-1]}", f"a file of {size} bytes")
     try:
-        described = json.loads(file.read(int(offsets[0]) - start))
+        described = parse_json(file.read(int(offsets[0]) - start))
         rows = (described[f"column_{part}"] for part in ("names", "encodings", "sizes"))
         columns = [_Column(*row) for row in zip(*rows, strict=True)]
         if any(
             not (column.size is None or (type(column.size) is int and column.size >= 0)) for column in columns
         ):
             raise ValueError("column_sizes are not sizes")
+        found = {column.name: column.encoding for column in columns}
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(name, "", "description of the columns", "JSON of MDS version 2", error) from error
-    found = {column.name: column.encoding for column in columns}
     for column, encodings in _READABLE.items():
         if found.get(column) not in encodings:
             raise ShardError(name, "", "columns", f"{column} as {' or '.join(encodings)}", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
@@ -11,6 +12,7 @@ from shards.errors import ShardError
 
 JSON, TENSORS = "json", "safetensors"
 _BLOCK = tarfile.BLOCKSIZE
+_STRUCTURE = "tar structure (last sample read is named)"
 
 
 class Place(NamedTuple):
@@ -35,9 +37,13 @@ _FIELDS = {JSON: "json", TENSORS: "tensors"}
 
 @dataclass
 class Members:
-    """The samples of a tar in the order of their first member, and what broke the walk, if anything did."""
+    """The samples of a tar in the order of their first member, and what broke the walk, if anything did.
+
+    ``others`` counts the files that are neither of the two members, by what follows their name's first dot.
+    """
 
     samples: list[SampleMembers] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
     damage: ShardError | None = None
 
 
@@ -53,7 +59,10 @@ def walk(file: BinaryIO, name: str) -> Members:
     try:
         for info in _files(file, name):
             key, extension = split(info.name)
-            if (kind := extension.rpartition(".")[2]) not in (JSON, TENSORS):
+            kind = extension.rpartition(".")[2]
+            if kind != extension or kind not in _FIELDS:
+                found.others[extension] += 1
+            if kind not in _FIELDS:
                 continue
             place = Place(info.offset_data, info.size)
             member = latest.get(key)
@@ -86,25 +95,35 @@ def read(file: BinaryIO, name: str, key: str, place: Place) -> bytes:
 
 
 def _files(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
-    """Headers of the regular files of a tar. Raises ShardError, without a key, where it is not whole."""
+    """Headers of the regular files of a tar, links and devices left aside.
+
+    Raises ShardError, without a key, where the tar is not whole or a member is not there in one piece.
+    """
     file.seek(0, 2)
     size = file.tell()
     file.seek(0)
+    last = -1
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                if info.isreg():
-                    if info.offset_data + info.size > size:
-                        raise ShardError(
-                            name, "", "bytes of a member", info.size, max(0, size - info.offset_data)
-                        )
-                    yield info
+                # A size below zero leads tarfile backwards, to members that it has given already, for ever.
+                if info.size < 0 or info.offset <= last:
+                    raise ShardError(name, "", _STRUCTURE, "a whole tar", f"a member of {info.size} bytes")
+                last = info.offset
+                if not info.isreg():
+                    continue
+                if info.issparse():
+                    raise ShardError(name, "", "member", "all its bytes", f"{info.name!r} as a sparse file")
+                if info.offset_data + info.size > size:
+                    found = max(0, size - info.offset_data)
+                    raise ShardError(name, "", "bytes of a member", info.size, found)
+                yield info
             # tarfile takes a damaged header, or none at all, for the end of the archive.
             end = tar.offset
-    except tarfile.TarError as error:
-        raise ShardError(
-            name, "", "tar structure (last sample read is named)", "a whole tar", error
-        ) from error
+    except (ShardError, OSError):
+        raise
+    except Exception as error:  # of many kinds, where headers are damaged
+        raise ShardError(name, "", _STRUCTURE, "a whole tar", error) from error
     file.seek(end)
     tail = file.read(_BLOCK)
     if len(tail) < _BLOCK or any(tail):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from shards.formats.text import parse_json
 from shards.geometry import Bucket
 
 FORMAT = 1
@@ -37,11 +37,12 @@ class NoRate(ValueError):
 
 def read_meta(meta: bytes) -> dict[str, Any]:
     """The JSON member of a sample. Raises ValueError when it is not a table, or one of a newer format."""
-    values = json.loads(meta)
+    values = parse_json(meta)
     if not isinstance(values, dict):
         raise ValueError(f"the json member is not a table but {type(values).__name__}")
-    if int(values.get("format", FORMAT)) > FORMAT:
-        raise ValueError(f"the json member has format {values['format']}, this code reads up to {FORMAT}")
+    # Anything but a whole number is somebody else's word.
+    if isinstance(version := values.get("format"), int) and version > FORMAT:
+        raise ValueError(f"the json member has format {version}, this code reads up to {FORMAT}")
     return values
 
 
@@ -50,6 +51,6 @@ def rate_of(values: Mapping[str, Any], fps: float | None = None) -> float:
     rate = fps if values.get("fps") is None else values["fps"]
     if rate is None:
         raise NoRate("the json member needs a positive fps, found None")
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate) or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= sys.float_info.max:
         raise ValueError(f"the json member needs a positive fps, found {rate!r}")
     return float(rate)

@@ -11,6 +11,7 @@ import xxhash
 from shards.errors import InputError, ShardError
 from shards.formats.header import read_header, sample_geometry
 from shards.formats.meta import NoRate, rate_of, read_meta
+from shards.formats.text import key_fault
 from shards.geometry import Grid
 
 
@@ -49,15 +50,18 @@ def check_key(key: str) -> None:
         raise InputError(
             f"key {key!r} contains {wrong!r}, where WebDataset would cut it; use another character"
         )
-    if not key or key.startswith("/") or key.endswith("/") or "//" in key:
+    if key_fault(key) or key.endswith("/") or "//" in key:
         raise InputError(f"key {key!r} is not usable as a file name inside a tar")
 
 
-def new_row(shard: str, key: str, meta: Mapping[str, Any], payload: bytes) -> tuple[Row, bytes]:
-    """Row (offset 0) and JSON member of a sample to be written. Raises InputError where no reader could take it."""
+def new_row(shard: str, key: str, meta: Mapping[str, Any] | bytes, payload: bytes) -> tuple[Row, bytes]:
+    """Row (offset 0) and JSON member of a sample to be written; bytes of a JSON member stay as they are.
+
+    Raises InputError where no reader could take it.
+    """
     check_key(key)
-    data = json.dumps(dict(meta), sort_keys=True, ensure_ascii=False).encode("utf-8")
     try:
+        data = meta if isinstance(meta, bytes) else _json_bytes(meta)
         return _row(shard, key, data, payload), data
     except ValueError as error:
         raise InputError(f"sample {key!r} cannot be written: {error}") from error
@@ -66,10 +70,8 @@ def new_row(shard: str, key: str, meta: Mapping[str, Any], payload: bytes) -> tu
 def stored_row(shard: str, stored: Stored, fps: float | None = None) -> Row:
     """The row of a sample of ``shard``; ``fps`` is for a JSON member without one. Raises as ``scan_shard`` does."""
     key = stored.key
-    if key.startswith("/") or ".." in key.split("/"):
-        raise InputError(
-            f"{shard}: member {key!r} leads out of its folder: write the tar again with plain names"
-        )
+    if fault := key_fault(key):
+        raise InputError(f"{shard}: key {key!r} {fault}: write the shard again with plain names")
     try:
         return _row(shard, key, stored.meta, stored.payload, fps)._replace(offset=stored.offset)
     except NoRate:
@@ -78,6 +80,10 @@ def stored_row(shard: str, stored: Stored, fps: float | None = None) -> Row:
         ) from None
     except ValueError as error:
         raise ShardError(shard, key, "member", "a readable sample", error) from error
+
+
+def _json_bytes(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(meta), sort_keys=True, ensure_ascii=False).encode("utf-8")
 
 
 def _row(shard: str, key: str, meta: bytes, payload: bytes, fps: float | None = None) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -23,20 +24,24 @@ def format_of(name: str) -> str:
     return suffix.removeprefix(".") if suffix in _READERS else ""
 
 
-def shard_names(storage: Storage) -> list[str]:
-    """Paths of all shards below ``shards/``, sorted.
+def find_shards(storage: Storage) -> dict[str, int]:
+    """Size in bytes of every shard by its path, sorted: those below ``shards/``, else all there are.
 
     Raises InputError for a compressed MDS shard: its samples have no place of their own in the file.
     """
-    names = [entry.path for entry in storage.list(SHARDS)]
-    for name in names:
+    return _shards_below(storage, SHARDS) or _shards_below(storage, "")
+
+
+def _shards_below(storage: Storage, folder: str) -> dict[str, int]:
+    sizes = {entry.path: entry.size for entry in storage.list(folder)}
+    for name in sizes:
         plain, mark, compression = name.rpartition(".mds.")
-        if mark and f"{plain}.mds" not in names:
+        if mark and f"{plain}.mds" not in sizes:
             raise InputError(
                 f"{storage.name}/{name}: an MDS shard compressed with {compression} cannot be read by offset; "
                 f"decompress it to {PurePosixPath(plain).name}.mds, or write it again with MDSWriter(compression=None)"
             )
-    return [name for name in names if format_of(name)]
+    return {name: size for name, size in sizes.items() if format_of(name)}
 
 
 def scan(storage: Storage, name: str, fps: float | None = None) -> list[Row]:
@@ -44,6 +49,6 @@ def scan(storage: Storage, name: str, fps: float | None = None) -> list[Row]:
     return _SCANNERS[PurePosixPath(name).suffix](storage, name, fps)
 
 
-def read_samples(storage: Storage, name: str) -> Iterator[Stored]:
+def read_samples(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
     """Every sample of a shard of either format with its bytes; as ``read_shard`` and ``read_mds``."""
-    return _READERS[PurePosixPath(name).suffix](storage, name)
+    return _READERS[PurePosixPath(name).suffix](storage, name, others)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shards.errors import InputError, ShardError
+from shards.errors import InputError, MissingMember
 from shards.formats import SHARDS
 from shards.formats.members import JSON, TENSORS, SampleMembers, read, walk
 from shards.formats.row import Row, Stored, new_row, stored_row
@@ -82,11 +83,12 @@ class ShardWriter:
 
 
 def write_shard(
-    storage: Storage, name: str, samples: Iterable[tuple[str, Mapping[str, Any], bytes]]
+    storage: Storage, name: str, samples: Iterable[tuple[str, Mapping[str, Any] | bytes, bytes]]
 ) -> list[Row]:
     """Write (key, JSON member, safetensors bytes) samples into the one tar ``name``, atomically.
 
-    Equal samples give equal bytes. Raises InputError as ``ShardWriter.add`` does; no file is left then.
+    A JSON member that is bytes already is written as it is. Equal samples give equal bytes. Raises InputError as
+    ``ShardWriter.add`` does; no file is left then.
     """
     rows = []
     with storage.writer(name) as file, _tar_writer(file) as tar:
@@ -106,10 +108,15 @@ def scan_shard(storage: Storage, name: str, fps: float | None = None) -> list[Ro
     return [stored_row(name, stored, fps) for stored in read_shard(storage, name)]
 
 
-def read_shard(storage: Storage, name: str) -> Iterator[Stored]:
-    """Every sample of a tar with its bytes, in order. Errors as of ``scan_shard``, but for what bytes mean."""
+def read_shard(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
+    """Every sample of a tar with its bytes, in order. Errors as of ``scan_shard``, but for what bytes mean.
+
+    Files that are passed over are added to ``others``, by their extensions.
+    """
     with storage.local(name) as path, open(path, "rb") as file:
         found = walk(file, name)
+        if others is not None:
+            others.update(found.others)
         if found.damage:
             raise found.damage
         for members in found.samples:
@@ -123,7 +130,7 @@ def read_stored(file: BinaryIO, name: str, members: SampleMembers) -> Stored:
         kind, found = JSON if meta is None else TENSORS, "none"
         if members.cut:
             found += f"; the name {members.cut} has a second dot, and a key ends at the first"
-        raise ShardError(name, key, f"member {key}.{kind}", "one", found)
+        raise MissingMember(name, key, f"member {key}.{kind}", "one", found)
     return Stored(key, tensors.offset, read(file, name, key, meta), read(file, name, key, tensors))
 
 

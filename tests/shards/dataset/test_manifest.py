@@ -4,6 +4,7 @@ from pathlib import Path
 from unittest.mock import patch as patched
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from shards.errors import InputError
 from shards.formats.row import Row
+from shards.formats.text import key_fault
 from shards.geometry import Grid, Patch
 from shards.hashing import sample_id
 
@@ -25,7 +27,7 @@ def rows_of(keys: list[str], draw: st.DataObject) -> list[Row]:
             key=key,
             shard=f"shards/{draw.draw(st.integers(0, 3)):06d}.tar",
             offset=draw.draw(st.integers(0, 2**40)),
-            nbytes=draw.draw(st.integers(1, 2**40)),
+            nbytes=draw.draw(st.integers(1, 2**31 - 1)),
             checksum=draw.draw(st.integers(0, 2**64 - 1)),
             grid=draw.draw(grids),
             text_tokens=draw.draw(st.integers(0, 256)),
@@ -43,7 +45,12 @@ def row(name: str, **changes: object) -> Row:
     return base._replace(**changes)
 
 
-any_keys = st.lists(st.text("abcé/_", min_size=1, max_size=8), min_size=1, max_size=12, unique=True)
+any_keys = st.lists(
+    st.text("abcé/_.", min_size=1, max_size=8).filter(lambda key: not key_fault(key)),
+    min_size=1,
+    max_size=12,
+    unique=True,
+)
 columns = ("keys", "ids", "shard", "offset", "nbytes", "checksum", "grid", "references", "text_tokens", "fps")
 
 
@@ -153,6 +160,59 @@ def test_a_manifest_without_a_column_says_how_to_rebuild_it(tmp_path: Path) -> N
     path = tmp_path / MANIFEST_NAME
     pq.write_table(pq.read_table(path).drop_columns(["checksum"]), path)
     with pytest.raises(InputError, match=r"checksum.*ltx-shards index"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offset": -512}, "row 1, sample 'b': offset is -512"),
+        ({"nbytes": -1}, "row 1, sample 'b': nbytes is -1"),
+        ({"nbytes": 2**40}, "row 1, sample 'b': nbytes is 1099511627776"),
+        ({"grid": Grid(0, 4, 6)}, "row 1, sample 'b': frames is 0"),
+        ({"grid": Grid(2, -4, 6)}, "row 1, sample 'b': height is -4"),
+        ({"text_tokens": -3}, "row 1, sample 'b': text_tokens is -3"),
+        ({"fps": 0.0}, "row 1, sample 'b': fps is 0.0"),
+        ({"fps": float("nan")}, "row 1, sample 'b': fps is nan"),
+        ({"fps": float("inf")}, "row 1, sample 'b': fps is inf"),
+        ({"key": "../b"}, "row 1: key '../b' leads out of its folder"),
+        ({"key": "/b"}, "row 1: key '/b' leads out of its folder"),
+        ({"key": "x/.."}, "row 1: key 'x/..' leads out of its folder"),
+        ({"key": ""}, "row 1: key '' is not a file's name"),
+        ({"key": "b\0"}, "row 1: key 'b\\x00' is not a file's name"),
+    ],
+)
+def test_a_value_that_no_sample_has_is_named_with_its_row(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    write_manifest(tmp_path, Manifest.from_rows([row("a"), row("b", **change), row("..c")], check=False))
+    with pytest.raises(InputError) as error:
+        read_manifest(tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    assert str(error.value) == f"{path}: {message}: rebuild it with `ltx-shards index {tmp_path}`"
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", ""])
+def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    write_manifest(tmp_path, Manifest.from_rows([row("a", shard=name)]))
+    with pytest.raises(InputError, match=f"outside the dataset's folder: {name}: rebuild it with"):
+        read_manifest(tmp_path)
+
+
+def test_references_without_a_size_are_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest.from_rows([row("a", references=(Grid(2, 0, 6),))]))
+    with pytest.raises(InputError, match=r"sides below 1\): rebuild it with"):
+        read_manifest(tmp_path)
+
+
+def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest.from_rows([row("a")]))
+    table = pq.read_table(tmp_path / MANIFEST_NAME)
+    bad = pa.array([b"a\xff"]).view(pa.string())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("key"), "key", bad), tmp_path / MANIFEST_NAME
+    )
+    with pytest.raises(InputError, match=r"not a readable manifest.*ltx-shards index"):
         read_manifest(tmp_path)
 
 

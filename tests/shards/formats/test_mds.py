@@ -229,10 +229,22 @@ def test_other_peoples_columns_are_named(tmp_path: Path, columns: dict[str, str]
         scan_mds(Folder(tmp_path), "shards/shard.00000.mds")
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a//b", "a\\b", "../a"])
-def test_keys_that_could_be_no_file_are_refused(tmp_path: Path, key: str) -> None:
-    mosaic.write(tmp_path / "shards", COLUMNS, [sample(key)])
-    with pytest.raises(InputError, match=r"shards/shard.00000.mds: sample 0: key"):
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        ("", "is not a file's name"),
+        ("a\0b", "is not a file's name"),
+        ("/a", "leads out of its folder"),
+        ("../a", "leads out of its folder"),
+        (b"a\xff", "is not UTF-8 text"),
+    ],
+)
+def test_keys_that_could_be_no_file_are_refused(tmp_path: Path, key: str | bytes, fault: str) -> None:
+    columns = COLUMNS | {"key": "str" if isinstance(key, str) else "bytes"}
+    mosaic.write(
+        tmp_path / "shards", columns, [sample("a"), sample("b") | {"key": key}][isinstance(key, bytes) :]
+    )
+    with pytest.raises(InputError, match=rf"^shards/shard.00000.mds: key .* {fault}: write the shard again"):
         scan_mds(Folder(tmp_path), "shards/shard.00000.mds")
 
 
