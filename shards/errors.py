@@ -32,5 +32,9 @@ class ShardError(RuntimeError):
         return f"{self.shard}:{sample} {self.what}: expected {self.expected}, found {self.found}"
 
 
+class MissingMember(ShardError):
+    """One of the two members of a sample is not in its tar; those of the other samples may be."""
+
+
 class DamagedSample(ShardError):
     """The bytes of one sample are there but wrong; those of the other samples may be good."""

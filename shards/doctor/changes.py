@@ -12,6 +12,8 @@ from shards.doctor.checkup import STRAY, Checkup
 from shards.doctor.finding import KINDS
 from shards.doctor.survey import REASONS, Candidates
 
+# Of these the shard has no sample to be passed over: nothing there, or one that another row trains.
+_NOT_LISTED = ("row", "cut", "unreadable", "key")
 _CORRECTED = ("stale", "place", "shape", "rate", "id")
 
 
@@ -45,7 +47,7 @@ class Changes:
                 self.dropped(found.shard, broken.key, reason)
             else:
                 self._lines.append(f"left out {broken.key!r} of {found.shard}: {reason}")
-            if broken.kind not in ("row", "cut", "unreadable"):
+            if broken.kind not in _NOT_LISTED:
                 self._leave_out(found.shard, broken.key, broken.checksum, broken.kind)
         corrected = Counter(problem.kind for problem in found.problems if problem.kind in _CORRECTED)
         if corrected:

@@ -11,8 +11,8 @@ import xxhash
 
 from shards.dataset.info import DatasetInfo
 from shards.dataset.manifest import Manifest
-from shards.doctor.examination import Examined, Problem, Unfit, examine
-from shards.errors import ShardError
+from shards.doctor.examination import Examined, Problem, Unfit, examine, printable
+from shards.errors import InputError, MissingMember, ShardError
 from shards.formats.mds import read_mds
 from shards.formats.members import walk
 from shards.formats.row import Row, Stored
@@ -89,9 +89,9 @@ class _ShardCheck:
             with _samples(self.storage, self.name) as samples:
                 for sample in samples:
                     self.take(sample)
-        except OSError as error:
+        except Exception as error:  # whatever a shard does to its reader, the others are looked at
             self.damaged = True
-            self.note("unreadable", "", error.strerror or str(error))
+            self.note("unreadable", "", _reason(error))
         for row in self.open:
             self.look_up(row)
         self.judge_differing()
@@ -103,24 +103,24 @@ class _ShardCheck:
 
     def take(self, sample: Stored | ShardError) -> None:
         """One sample of the shard, or what is wrong in its place."""
-        if isinstance(sample, ShardError):
-            if not sample.what.startswith("member "):
-                self.damaged = True
-                self.note("structure", sample.key, f"{sample.what}: {sample.found}")
-                return
-            row = self.claim(sample.key, STRAY)
-            if row == STRAY and (self.name, sample.key, "") in self.left_out:
-                self.found.left_out += 1
-                return
-            self.broken(row, sample.key, None, "members", f"{sample.expected}: {sample.found}")
+        if isinstance(sample, ShardError) and not isinstance(sample, MissingMember):
+            self.damaged = True
+            self.note("structure", sample.key, f"{sample.what}: {sample.found}")
             return
-        row = self.claim(sample.key, sample.offset)
-        self.found.nbytes += len(sample.payload)
-        checksum = xxhash.xxh3_64_intdigest(sample.payload)
-        if row == STRAY and (self.name, sample.key, f"{checksum:016x}") in self.left_out:
+        key = printable(sample.key)
+        if isinstance(sample, MissingMember):
+            row, checksum, digits = self.claim(key, STRAY), 0, ""
+        else:
+            row = self.claim(key, sample.offset)
+            self.found.nbytes += len(sample.payload)
+            checksum = xxhash.xxh3_64_intdigest(sample.payload)
+            digits = f"{checksum:016x}"
+        if row == STRAY and (self.name, key, digits) in self.left_out:
             self.found.left_out += 1
-            return
-        self.judge(row, sample, checksum)
+        elif isinstance(sample, MissingMember):
+            self.broken(row, key, None, "members", f"{sample.expected}: {sample.found}")
+        else:
+            self.judge(row, sample, checksum)
 
     def claim(self, key: str, offset: int) -> int:
         """The manifest's row of a sample: that of its place, else one of its key."""
@@ -140,26 +140,31 @@ class _ShardCheck:
         if not self.damaged:
             self.broken(row, key, None, "row", self.name)
             return
-        buffer = bytearray(int(manifest.nbytes[row]))
-        try:
-            count = self.storage.fill(self.name, int(manifest.offset[row]), memoryview(buffer))
-        except OSError as error:
-            self.broken(row, key, None, "unreadable", error.strerror or str(error))
+        offset, nbytes = int(manifest.offset[row]), int(manifest.nbytes[row])
+        if offset < 0 or nbytes < 0:
+            self.broken(row, key, None, "row", f"{nbytes} bytes from byte {offset}")
             return
-        if count < len(buffer):
-            self.broken(row, key, None, "cut", f"{count} of {len(buffer)} bytes")
+        try:
+            entry = self.storage.stat(self.name)
+            # A byte is asked for even where the file ends: a disk that fails says so.
+            buffer = bytearray(min(nbytes, max(1, (entry.size if entry else 0) - offset)))
+            count = self.storage.fill(self.name, offset, memoryview(buffer))
+        except (OSError, InputError) as error:
+            self.broken(row, key, None, "unreadable", _reason(error))
+            return
+        if count < nbytes:
+            self.broken(row, key, None, "cut", f"{count} of {nbytes} bytes")
             return
         self.found.nbytes += count
         payload = bytes(buffer)
-        stored = Stored(key, int(manifest.offset[row]), b"", payload)
-        self.judge(row, stored, xxhash.xxh3_64_intdigest(payload))
+        self.judge(row, Stored(key, offset, b"", payload), xxhash.xxh3_64_intdigest(payload))
 
     def broken(self, row: int, key: str, checksum: int | None, kind: str, detail: str) -> None:
         self.found.broken.append(Broken(row, key, checksum, kind, detail))
 
     def judge(self, row: int, stored: Stored, checksum: int) -> None:
         """Sort a sample into whole and broken."""
-        key = stored.key
+        key = printable(stored.key)
         differs = row != STRAY and checksum != int(self.manifest.checksum[row])
         expected = (
             f"{self.manifest.checksum[row]:016x} in the manifest, found {checksum:016x}" if differs else ""
@@ -170,6 +175,9 @@ class _ShardCheck:
         except Unfit as error:
             kind, detail = ("checksum", expected) if differs else error.args
             self.broken(row, key, checksum, kind, detail)
+            return
+        except Exception as error:  # what damaged bytes raise is not limited to a few kinds
+            self.broken(row, key, checksum, "tensors", _reason(error))
             return
         if row != STRAY:
             found.problems.extend(self.compare(row, found.row))
@@ -187,8 +195,11 @@ class _ShardCheck:
         self.found.whole.append(whole)
 
     def judge_differing(self) -> None:
-        """A flipped bit spares the other samples; where all differ, the manifest is of other bytes."""
-        if len(self.differing) > 1 and not self.confirmed and not self.damaged:
+        """Damage moves no sample: where none is as the manifest says and some lie elsewhere, it was written again."""
+        moved = any(
+            problem.kind == "place" for _, whole in self.differing for problem in whole.found.problems
+        )
+        if moved and not self.confirmed and not self.damaged:
             for broken, whole in self.differing:
                 self.note("stale", broken.key, broken.detail)
                 self.accept(whole)
@@ -212,6 +223,14 @@ class _ShardCheck:
             yield Problem("shape", key, f"{sizes} in the manifest, latents {list(found.grid)}")
         if float(manifest.fps[row]) != found.fps:
             yield Problem("rate", key, f"{manifest.fps[row]} in the manifest, {found.fps} in the json")
+
+
+def _reason(error: Exception) -> str:
+    """Why something could not be read, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

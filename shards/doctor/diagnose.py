@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.dataset.index import find_shards
 from shards.dataset.info import INFO_NAME, DatasetInfo, read_info
 from shards.dataset.left_out import read_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, NewerVersion, read_manifest
@@ -26,6 +25,7 @@ from shards.doctor.survey import Candidates, survey
 from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.formats.header import read_header
+from shards.formats.shard import find_shards
 from shards.storage import Root, is_url, open_storage
 from shards.stream import stream
 
@@ -43,10 +43,12 @@ def diagnose(
 
     ``text_limit``: tokens that the text encoder cuts captions at. ``threads`` defaults to the CPU count;
     ``on_shard(total)`` is called after each shard. Memory grows by some 200 bytes a sample. Raises InputError
-    when there is no dataset, its ``dataset.json`` cannot be read or it has no shards.
+    when there is no dataset, its ``dataset.json`` cannot be read, it has no shards or ``threads`` is below 1.
     """
     if not is_url(root):
         check_folder(Path(root))
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads}: the number of shards read at once is at least 1")
     storage, findings, changes = open_storage(root), Findings(), Changes()
     info, sizes = read_info(root), find_shards(storage)
     if not sizes:

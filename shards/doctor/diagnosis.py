@@ -75,9 +75,15 @@ def _verdict(diagnosis: Diagnosis, repaired: bool) -> str:
     if repaired:
         return "[green]sound[/green] after the repair"
     root = escape(str(diagnosis.root))
-    return (
-        f"[red]not sound[/red]: `ltx-shards doctor {root} --repair` keeps {len(diagnosis.mended):,} samples"
-    )
+    keeps = f"`ltx-shards doctor {root} --repair` keeps {len(diagnosis.mended):,} samples"
+    return f"[red]not sound[/red]: {keeps}{escape(rewritten(diagnosis))}"
+
+
+def rewritten(diagnosis: Diagnosis) -> str:
+    """What to do with bytes that only the user knows to be good, as the end of a line; empty where there are none."""
+    if not diagnosis.findings.of("checksum").count:
+        return ""
+    return f"; if shards were written again, `ltx-shards index {diagnosis.root}` takes them as they are"
 
 
 def as_json(diagnosis: Diagnosis, expected: Sequence[Efficiency], repaired: Sequence[str] | None) -> str:

@@ -14,6 +14,7 @@ from shards.doctor.finding import KINDS
 from shards.formats.header import ITEM_BYTES, read_header, sample_geometry
 from shards.formats.meta import NoRate, rate_of, read_meta
 from shards.formats.row import Row, Stored
+from shards.formats.text import key_fault
 from shards.geometry import Bucket, Grid, Scale
 
 DTYPES = tuple(ITEM_BYTES)
@@ -42,14 +43,19 @@ class Unfit(Exception):
     """A sample that must not be trained: ``args`` are a kind and a detail."""
 
 
+def printable(key: str) -> str:
+    """A key as it can be written: bytes of a tar's name that are no UTF-8 as their codes."""
+    return key.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def examine(shard: str, stored: Stored, checksum: int, info: DatasetInfo, rate: float | None) -> Examined:
     """Look at one sample of ``shard``; ``checksum`` is its payload's, ``rate`` for a json without fps.
 
     Empty ``stored.meta`` is not looked at. Raises Unfit.
     """
     key = stored.key
-    if key.startswith("/") or ".." in key.split("/"):
-        raise Unfit("name", repr(key))
+    if fault := key_fault(key):
+        raise Unfit("name", f"{key!a} {fault}")
     try:
         entries = read_header(stored.payload)
         geometry = sample_geometry(entries)

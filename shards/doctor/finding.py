@@ -23,18 +23,18 @@ KINDS: dict[str, Kind] = {
     "shard": Kind("error", "the manifest names a shard that is not there"),
     "row": Kind("error", "the manifest has a row, its shard no such sample"),
     "stray": Kind("error", "a shard has a sample, the manifest no row for it: it is not trained"),
-    "unreadable": Kind("error", "the file system gives an error"),
+    "unreadable": Kind("error", "a file or an object cannot be read"),
     "cut": Kind("error", "the shard ends before the sample does"),
     "checksum": Kind("error", "the bytes are not those of the manifest's checksum"),
     "stale": Kind(
-        "error", "every sample of the shard differs from its checksum: written again, or another dataset's"
+        "error", "no sample of the shard has its checksum or its place: written again, or another dataset's"
     ),
     "place": Kind("error", "the sample lies elsewhere in its shard than its row says"),
     "shape": Kind("error", "the tensors have other sizes than the manifest says"),
     "rate": Kind("error", "the manifest has another fps than the sample's json"),
     "id": Kind("error", "the manifest's id is not the hash of the key"),
     "members": Kind("error", "the json or the safetensors member is missing"),
-    "name": Kind("error", "the sample's name leads out of its folder"),
+    "name": Kind("error", "the sample's name could not be a file's"),
     "tensors": Kind("error", "the safetensors member does not hold the tensors of a sample"),
     "model": Kind("error", "channels or text width are not those of dataset.json"),
     "json": Kind("error", "the json member cannot be read"),

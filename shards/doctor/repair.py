@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shards.dataset.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, write_manifest
-from shards.doctor.diagnosis import Diagnosis
+from shards.doctor.diagnosis import Diagnosis, rewritten
 from shards.errors import InputError
 from shards.storage import Storage, open_storage
 
@@ -26,7 +26,9 @@ def repair(diagnosis: Diagnosis) -> list[str]:
     if not lines:
         return []
     if not len(diagnosis.mended):
-        raise InputError(f"{root}: no sample would be left; {MANIFEST_NAME} stays as it is")
+        raise InputError(
+            f"{root}: no sample would be left; {MANIFEST_NAME} stays as it is{rewritten(diagnosis)}"
+        )
     storage = open_storage(root)
     if diagnosis.changes.left_out:
         write_left_out(storage, [*read_left_out(storage), *diagnosis.changes.left_out])

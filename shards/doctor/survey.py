@@ -142,7 +142,7 @@ def _duplicates(samples: Candidates, report: _Report) -> None:
     single = np.ones(len(table), bool)
     single[later] = False
     copies, origin = _repeats(table.checksum, single)
-    report("copy", copies, lambda row: f"of {table.keys[origin[row]]!r}", dropped=True)
+    report("copy", copies, lambda row: f"of {table.keys[origin[row]]!r}")
     single[copies] = False
     twins, twin = _repeats(samples.latents, single)
     report("same latents", twins, lambda row: f"as {table.keys[twin[row]]!r}")

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,10 @@ from shards.doctor.finding import EXAMPLES, KINDS
 from shards.doctor.repair import repair
 from shards.doctor.survey import fitting
 from shards.errors import InputError
+from shards.formats.mds import COLUMNS, read_mds
 from shards.geometry import Grid
-from shards.storage import open_storage
+from shards.storage import Folder, open_storage
+from tests.support import mosaic
 from tests.support.damage import edit_manifest, flip
 from tests.support.datasets import write_dataset
 from tests.support.scenarios import SAMPLES, SCENARIOS, one_of, sound_dataset
@@ -112,6 +117,52 @@ def test_mds_shards_are_checked_too(tmp_path: Path) -> None:
     assert found(root) == {"checksum": 1, "rate": 1}
 
 
+@pytest.mark.parametrize("key", ["../evil", "/evil", "a\0b"])
+def test_a_bad_name_in_an_mds_shard_is_a_finding(tmp_path: Path, key: str) -> None:
+    mosaic.require()
+    root = tmp_path / "mds"
+    convert(sound_dataset(tmp_path / "tar"), root, "mds")
+    (first, *_) = read_mds(Folder(root), "shards/shard.00000.mds")
+    strange = {"key": key, "json": first.meta.decode(), "safetensors": first.payload}
+    written = mosaic.write(tmp_path / "more", COLUMNS, [strange, strange | {"key": "plain"}])
+    shutil.copy(written / "shard.00000.mds", root / "shards/zz.mds")
+    assert found(root) == {"name": 1, "stray": 1, "copy": 1}
+    repair(diagnose(root))
+    assert diagnose(root).sound
+    assert "plain" in open_dataset(root).manifest.keys
+
+
+class _Failing(Folder):
+    """A store that gives all objects but one."""
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        if path.endswith("000001.tar"):
+            raise InputError(f"s3://bucket/{path}: status code: 500")
+        with super().local(path) as file:
+            yield file
+
+    def fill(self, path: str, offset: int, view: memoryview) -> int:
+        if path.endswith("000001.tar"):
+            raise InputError(f"s3://bucket/{path}: status code: 500")
+        return super().fill(path, offset, view)
+
+
+def test_an_object_that_fails_for_good_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = sound_dataset(tmp_path)
+    flip(root, 0)
+    monkeypatch.setattr("shards.doctor.diagnose.open_storage", lambda root: _Failing(Path(root)))
+    findings = diagnose(root).findings
+    assert {finding.kind: finding.count for finding in findings.listed()} == {"checksum": 1, "unreadable": 5}
+    whole, *rows = findings.of("unreadable").examples
+    assert (whole.shard, whole.key) == ("shards/000001.tar", "")
+    assert {example.detail for example in (whole, *rows)} == {
+        "s3://bucket/shards/000001.tar: status code: 500"
+    }
+
+
 @pytest.mark.parametrize(
     ("target", "reference", "fits"),
     [
@@ -162,20 +213,35 @@ def test_the_command_says_sound_or_not_by_its_exit_code(
     root = sound_dataset(tmp_path / "data")
     assert command(monkeypatch, root) == 0
     printed = capsys.readouterr().out
-    assert "sound" in printed
+    assert "\nsound\n" in printed
     assert "mix similar %" in printed
     flip(root, 1)
     assert command(monkeypatch, root) == 1
     printed = capsys.readouterr().out
     assert "clips/01 (shards/000000.tar)" in printed
-    assert f"not sound: `ltx-shards doctor {root} --repair` keeps 11 samples" in printed
+    assert (
+        f"\nnot sound: `ltx-shards doctor {root} --repair` keeps 11 samples; "
+        f"if shards were written again, `ltx-shards index {root}` takes them as they are\n"
+    ) in printed
     assert command(monkeypatch, root, "--repair") == 0
-    assert "dropped 'clips/01' of shards/000000.tar: the bytes are not" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "dropped 'clips/01' of shards/000000.tar: the bytes are not" in printed
+    assert "\nsound after the repair\n" in printed
     assert command(monkeypatch, root) == 0
     assert "1 samples left out by an earlier repair" in capsys.readouterr().out
     (root / "dataset.json").unlink()
     assert command(monkeypatch, root) == 2
     assert capsys.readouterr().err.startswith(f"error: {root}/dataset.json is missing")
+
+
+@pytest.mark.parametrize("threads", [-1, 0])
+def test_no_threads_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: int
+) -> None:
+    assert command(monkeypatch, sound_dataset(tmp_path), "--threads", threads) == 2
+    assert capsys.readouterr().err == (
+        f"error: --threads {threads}: the number of shards read at once is at least 1\n"
+    )
 
 
 def test_machines_get_json(
