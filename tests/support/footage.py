@@ -59,6 +59,34 @@ def write_wide_pixels(path: Path, frames: np.ndarray, pixel: Fraction) -> Path:
     return path
 
 
+def write_changing_size(path: Path, sizes: Sequence[tuple[int, int]], frames: int) -> Path:
+    """An MPEG-TS recording of so many frames of each size, put together as a recorder does: end to end."""
+    parts = []
+    for number, (width, height) in enumerate(sizes):
+        part = path.with_suffix(f".{number}.ts")
+        write_scenes(part, [frames], width, height, first=number)
+        parts.append(part.read_bytes())
+        part.unlink()
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def write_recording(path: Path, frames: np.ndarray, milliseconds: Sequence[int]) -> Path:
+    """A WebM as browsers record: frames at these times, and a header that names the clock's rate, 1000."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=1000)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.bit_rate = 2_000_000
+        for frame, time in zip(frames, milliseconds, strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
 def turn(path: Path) -> Path:
     """Say in an MP4's header that it is to be shown a quarter turn clockwise, as phones do."""
     data = bytearray(path.read_bytes())

@@ -10,22 +10,16 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+from shards.prepare.media.clip_error import ClipError, reason_of
+from shards.prepare.media.film import reading, writing
+from shards.prepare.media.picture import IMAGE_SUFFIXES, read_picture
+from shards.prepare.media.rate import count_packets
+
 IMAGE_FPS = 1.0
-_HIGHEST_FPS = 1000.0
 
 Fit = Callable[[np.ndarray], np.ndarray]  # one frame [H,W,3] to [h,w,3]
-
-
-class ClipError(ValueError):
-    """A file that cannot be used as a clip: `path`, and the `reason` in a few words."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 class ClipInfo(NamedTuple):
@@ -56,31 +50,15 @@ def probe(path: Path) -> ClipInfo:
     Raises `ClipError` for what is not a video or picture, or holds no frame.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = _picture(path).shape[:2]
+        height, width = read_picture(path).shape[:2]
         return ClipInfo(1, width, height, IMAGE_FPS)
+    with reading(path) as film:
+        height, width = film.picture(next(film.frames)).shape[:2]
     try:
-        if path.stat().st_size == 0:
-            raise ClipError(path, "the file is empty")
-        with av.open(str(path), metadata_errors="ignore") as container:
-            stream = video_stream(path, container)
-            first, packets = None, 0
-            for packet in container.demux(stream):
-                packets += packet.size > 0
-                if first is None:
-                    first = next(iter(packet.decode()), None)
-                if first is not None and stream.frames:
-                    break
-            if first is None:
-                raise ClipError(path, "no frame can be decoded")
-            width, height = first.width, first.height
-            if first.rotation % 180:
-                width, height = height, width
-            frames = stream.frames or packets
-            return ClipInfo(
-                frames, width, height, IMAGE_FPS if frames == 1 else float(frame_rate(path, stream))
-            )
+        frames = film.length or count_packets(path)
     except (av.FFmpegError, OSError) as error:
         raise ClipError(path, reason_of(error)) from error
+    return ClipInfo(frames, width, height, IMAGE_FPS if frames == 1 else float(film.rate))
 
 
 def read_clip(path: Path, frames: int, fit: Fit | None = None) -> np.ndarray:
@@ -104,47 +82,44 @@ def read_windows(
     kept: list[np.ndarray] = []
     times: list[float | None] = []
     count = 0
-    try:
-        for time, array in _frames(path):
-            start, fit = windows[0]
-            count += 1
-            if count <= start:
-                continue
-            kept.append(array() if fit is None else fit(array()))
-            times.append(time)
-            if len(kept) < frames:
-                continue
-            yield Piece(np.stack(kept), _measured(times))
-            kept, times = [], []
-            del windows[0]
-            if not windows:
-                return
-    except (av.FFmpegError, OSError) as error:
-        raise ClipError(
-            path, f"after {count} of {windows[0][0] + frames} frames: {reason_of(error)}"
-        ) from error
+    for time, picture in timed_pictures(path):
+        start, fit = windows[0]
+        count += 1
+        if count <= start:
+            continue
+        kept.append(picture() if fit is None else fit(picture()))
+        times.append(time)
+        if len(kept) < frames:
+            continue
+        yield Piece(np.stack(kept), _measured(times))
+        kept, times = [], []
+        del windows[0]
+        if not windows:
+            return
     raise ClipError(path, f"only {count} of {windows[0][0] + frames} frames can be decoded")
 
 
-def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 16) -> None:
-    """Write uint8 [F,H,W,3] as H.264 (even sizes; smaller `crf`, better picture), or a picture by suffix.
+def timed_pictures(path: Path) -> Iterator[tuple[float | None, Callable[[], np.ndarray]]]:
+    """Of each frame its time in seconds, None if not said, and what makes its array: not each is wanted.
 
-    The same frames give the same bytes: the encoder runs in one thread, since its output depends on their
-    number.
+    Arrays are uint8 [H,W,3], RGB, as displayed, of one size. Raises `ClipError` where the file is damaged.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        yield None, partial(read_picture, path)
+        return
+    with reading(path) as film:
+        for frame in film.frames:
+            yield frame.time, partial(film.picture, frame)
+
+
+def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 16) -> None:
+    """Write uint8 [F,H,W,3] as H.264 (smaller `crf`, better picture), or a picture by suffix. Raises as `writing`."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         Image.fromarray(frames[0]).save(path)
         return
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # x264's macroblock tree gives other bytes now and then on processors with AVX-512.
-        exact = {"threads": "1", "x264-params": "mbtree=0"}
-        stream.options = {"crf": str(crf), "preset": "veryfast", **exact}
+    with writing(path, Fraction(fps).limit_denominator(1001), crf) as append:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+            append(frame)
 
 
 def cover(width: int, height: int, at: tuple[float, float] = (0.5, 0.5)) -> Fit:
@@ -168,57 +143,8 @@ def cover(width: int, height: int, at: tuple[float, float] = (0.5, 0.5)) -> Fit:
     return fit
 
 
-def _frames(path: Path) -> Iterator[tuple[float | None, Callable[[], np.ndarray]]]:
-    """Time in seconds of each frame, and a function that makes the array: not each frame is wanted."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        yield None, partial(_picture, path)
-        return
-    with av.open(str(path), metadata_errors="ignore") as container:
-        stream = video_stream(path, container)
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            yield frame.time, partial(upright, frame)
-
-
-def upright(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as it is meant to be seen: uint8 [H,W,3], RGB."""
-    # Phones write upright clips as sideways frames with a rotation (counter-clockwise, in degrees).
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-
-
-def frame_rate(path: Path, stream: av.VideoStream) -> Fraction:
-    """Frames per second by the header. Raises `ClipError` where it has none, or nonsense."""
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise ClipError(path, "no frame rate in its header")
-    if not 0 < rate <= _HIGHEST_FPS:
-        raise ClipError(path, f"a frame rate of {float(rate):g} in its header")
-    return Fraction(rate)
-
-
 def _measured(times: Sequence[float | None]) -> float | None:
     first, last = times[0], times[-1]
     if first is None or last is None or last <= first:
         return None
     return (len(times) - 1) / (last - first)
-
-
-def video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    """The video in a file. Raises `ClipError` where there is none."""
-    if not container.streams.video:
-        raise ClipError(path, "no video stream in it")
-    return container.streams.video[0]
-
-
-def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ClipError(path, reason_of(error)) from error
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in a few words."""
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shards.prepare.caption.sampling import sample_frames
 from shards.prepare.media.video import ClipError, write_clip
 from tests.support.clips import write_ramp
+from tests.support.footage import write_changing_size, write_recording
 
 
 def film(path: Path, frames: int, fps: float = 24.0) -> Path:
@@ -32,6 +33,22 @@ def test_frames_are_spread_evenly_over_the_clip(
     found = np.round((sampled.pixels.mean(axis=(1, 2, 3)) - 4) / 4)
     assert found.tolist() == [k * frames // count for k in range(count)]
     assert sampled.fps == pytest.approx(count / seconds)
+
+
+def test_where_the_rate_varies_the_model_sees_what_is_on_the_screen_at_even_times(tmp_path: Path) -> None:
+    """20 frames in a second, then one for 19 seconds: the header of such a recording says 1000 a second."""
+    times = [*range(0, 1000, 50), 1000, 20_000]
+    shades = np.repeat(np.arange(8, 228, 10, dtype=np.uint8)[:, None, None, None], 3, axis=-1)
+    path = write_recording(tmp_path / "a.webm", np.tile(shades, (1, 48, 64, 1)), times)
+    sampled = sample_frames(path, 1.0, 64, 10_000)
+    found = np.round((sampled.pixels.mean(axis=(1, 2, 3)) - 8) / 10).astype(int).tolist()
+    assert found == [0, 19, *[20] * 19]
+    assert sampled.fps == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_recording_that_changes_its_size_has_frames_of_one(tmp_path: Path) -> None:
+    path = write_changing_size(tmp_path / "a.ts", [(64, 48), (128, 96)], 12)
+    assert sample_frames(path, 4.0, 64, 10_000).pixels.shape == (4, 48, 64, 3)
 
 
 @pytest.mark.parametrize(

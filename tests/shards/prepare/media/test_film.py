@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.prepare.media.film import reading, writing
-from shards.prepare.media.video import ClipError, probe, read_clip, upright
+from shards.prepare.media.video import ClipError, probe, read_clip
 from tests.support.clips import PALETTE, filmed, ramp, write_ramp
-from tests.support.footage import damage, turn, write_scenes, write_wide_pixels
+from tests.support.footage import damage, turn, write_changing_size, write_scenes, write_wide_pixels
 
 
 def copy(source: Path, target: Path, crf: int = 4) -> Path:
@@ -36,7 +36,7 @@ def test_every_frame_is_read_and_written_at_the_same_rate(tmp_path: Path, rate: 
     with reading(copy(tmp_path / "a.mp4", tmp_path / "b.mp4")) as film:
         assert film.rate == rate
         assert film.length == 11
-        frames = np.stack([upright(frame) for frame in film.frames])
+        frames = np.stack([*map(film.picture, film.frames)])
     assert close(frames, ramp(11, 64, 48, PALETTE[1]))
 
 
@@ -93,6 +93,17 @@ def test_pixels_become_square(tmp_path: Path, turned: bool, size: tuple[int, int
 def test_pixels_higher_than_wide_become_square_too(tmp_path: Path) -> None:
     path = write_wide_pixels(tmp_path / "a.mp4", ramp(3, 64, 48, PALETTE[3]), Fraction(1, 2))
     assert probe(copy(path, tmp_path / "b.mp4"))[1:3] == (64, 96)
+
+
+def test_pixels_a_dozen_times_as_wide_as_high_are_nonsense(tmp_path: Path) -> None:
+    path = write_wide_pixels(tmp_path / "a.mp4", ramp(3, 64, 48, PALETTE[3]), Fraction(12))
+    with pytest.raises(ClipError, match="pixels 12 times as wide as high in its header"), reading(path):
+        pass
+
+
+def test_a_recording_that_changes_its_size_is_written_in_that_of_its_first_frame(tmp_path: Path) -> None:
+    path = copy(write_changing_size(tmp_path / "a.ts", [(64, 48), (128, 96)], 6), tmp_path / "b.mp4")
+    assert probe(path) == (12, 64, 48, 24.0)
 
 
 def test_damage_is_told_after_the_frames_before_it(tmp_path: Path) -> None:

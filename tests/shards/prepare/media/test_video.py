@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from PIL import Image
 
 from shards.prepare.media.video import ClipError, ClipInfo, cover, probe, read_clip, read_windows, write_clip
 from tests.support.clips import PALETTE, filmed, ramp, write_lossless, write_ramp
+from tests.support.footage import scene, turn, write_changing_size, write_recording, write_wide_pixels
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -125,14 +127,24 @@ def test_windows_before_a_break_are_had_and_the_break_is_told(long_clip: Path) -
 
 
 def test_an_impossible_rate_is_told(tmp_path: Path) -> None:
-    path = write_lossless(tmp_path / "a.mkv", ramp(3, 32, 32, PALETTE[0]), [0, 1, 2])
-    data = path.read_bytes()
-    duration = data.index(b"\x23\xe3\x83")  # of a frame by default, in nanoseconds
-    assert data[duration + 3] & 0x80
-    size = data[duration + 3] & 0x7F
-    path.write_bytes(data[: duration + 4] + (10).to_bytes(size, "big") + data[duration + 4 + size :])
-    with pytest.raises(ClipError, match=r"a frame rate of .* in its header"):
-        probe(path)
+    write_clip(tmp_path / "a.mp4", ramp(3, 32, 32, PALETTE[0]), 2000)
+    with pytest.raises(ClipError, match="a frame rate of 2000 in its header"):
+        probe(tmp_path / "a.mp4")
+
+
+def test_a_recording_whose_header_names_the_clock_has_the_rate_of_its_frames(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "a.webm", ramp(31, 64, 48, PALETTE[0]), [33 * k for k in range(31)])
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 1000, "or the test shows nothing"
+    assert probe(path) == ClipInfo(31, 64, 48, pytest.approx(1000 / 33))
+
+
+def test_a_recording_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path: Path) -> None:
+    path = write_changing_size(tmp_path / "a.ts", [(64, 48), (128, 96)], 6)
+    assert probe(path) == ClipInfo(12, 64, 48, 24.0)
+    frames = read_clip(path, 12)
+    assert frames.shape == (12, 48, 64, 3)
+    assert np.abs(frames[6:].astype(int) - scene(1, 6, 64, 48)).mean() < 10, "scaled, not cut"
 
 
 def test_upright_clip_of_a_phone_is_turned(tmp_path: Path) -> None:
@@ -156,6 +168,60 @@ def test_picture_is_one_frame_rgb_and_upright(tmp_path: Path) -> None:
     assert np.array_equal(read_clip(tmp_path / "a.png", 1), upright[None])
     Image.fromarray(upright).convert("L").save(tmp_path / "grey.JPG")
     assert read_clip(tmp_path / "grey.JPG", 1).shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "turned", "size"),
+    [(Fraction(2), False, (128, 48)), (Fraction(1, 2), False, (64, 96)), (Fraction(2), True, (48, 128))],
+)
+def test_the_size_is_that_of_square_pixels(
+    tmp_path: Path, pixel: Fraction, turned: bool, size: tuple[int, int]
+) -> None:
+    path = write_wide_pixels(tmp_path / "a.mp4", ramp(3, 64, 48, PALETTE[3]), pixel)
+    path = turn(path) if turned else path
+    assert probe(path)[1:3] == size
+    assert read_clip(path, 3).shape == (3, *size[::-1], 3)
+
+
+def test_written_clips_say_how_their_colours_are_meant(tmp_path: Path) -> None:
+    """Players take files of high definition that do not say it for another kind."""
+    path = write_ramp(tmp_path / "a.mp4", 2, 1280, 720)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (6, 1), "BT.601, limited"
+
+
+def test_pictures_of_16_bits_keep_their_whole_range(tmp_path: Path) -> None:
+    depth = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(depth).save(tmp_path / name)
+        assert np.array_equal(read_clip(tmp_path / name, 1)[0], np.repeat(depth[..., None] // 256, 3, -1))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_of_an_unknown_range_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
+    with pytest.raises(ClipError) as error:
+        probe(tmp_path / "a.tif")
+    assert error.value.reason == "32 bits a value, of an unknown range: save it with 8 or 16 bits"
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+    expected = [[200, 0, 0], [255, 255, 255], [204, 204, 204]]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_clip(tmp_path / "a.png", 1)[0, 0].tolist() == expected
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 1, 3, "bgra"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode())
+    assert read_clip(tmp_path / "a.mkv", 2)[1, 0].tolist() == expected
+    Image.fromarray(pixels).convert("P").save(tmp_path / "b.png", transparency=0)
+    with Image.open(tmp_path / "b.png") as palette:
+        assert palette.has_transparency_data
+    assert (read_clip(tmp_path / "b.png", 1)[0, 0] == 255).all(axis=-1).any()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.png"])
