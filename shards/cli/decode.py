@@ -41,12 +41,16 @@ def decode(
     force: Annotated[bool, _force] = False,
     crf: Annotated[int, _crf] = 16,
 ) -> None:
-    """Turn samples back into videos and pictures, to look at what training sees; references come first."""
+    """Turn samples back into videos and pictures, to look at what training sees; references come first.
+
+    After a crash run the same command again: what is decoded is kept.
+    """
     if sum(choice is not None for choice in (keys, first, random)) > 1:
         raise InputError("give one of --keys, --first and --random")
 
-    from shards.prepare.decode import INDEX_NAME, DecodeOptions
-    from shards.prepare.decode import decode as decode_samples
+    from shards.prepare.decode.options import DecodeOptions
+    from shards.prepare.decode.stage import INDEX_NAME
+    from shards.prepare.decode.stage import decode as decode_samples
     from shards.prepare.work.progress import progress_bar
 
     options = DecodeOptions(
@@ -75,4 +79,5 @@ def decode(
         typer.echo(f"note: {report.remark}", err=True)
     for _, reason in report.failures:
         typer.echo(f"left out: {reason}", err=True)
-    typer.echo(f"{report.out}: {len(report.files)} samples, with their captions in {INDEX_NAME}")
+    there = f", {report.existed} of them were there" if report.existed else ""
+    typer.echo(f"{report.out}: {len(report.files)} samples, with their captions in {INDEX_NAME}{there}")

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-import shards.prepare.decode as module
-from shards.prepare.decode import DecodeOptions, DecodeReport
+import shards.prepare.decode.stage as module
+from shards.prepare.decode.options import DecodeOptions
+from shards.prepare.decode.stage import DecodeReport, decode
 from shards.prepare.media.video import probe
+from shards.prepare.tables.rows import read_rows
 from tests.support.command import run
 from tests.support.datasets import write_dataset
+from tests.support.footage import tree
+from tests.support.killing import finish, kill_when
 from tests.support.models import tiny_model, tiny_source
 
 
@@ -23,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def decode(*arguments: Any, on_sample: Any) -> DecodeReport:
         seen.append(arguments)
         on_sample(1, 1)
-        return DecodeReport(Path("out"), ("a.mp4",), (("b", "checksum"),), "another VAE")
+        return DecodeReport(Path("out"), ("a.mp4",), 1, (("b", "checksum"),), "another VAE")
 
     monkeypatch.setattr(module, "decode", decode)
     return seen
@@ -51,7 +55,7 @@ def test_every_option_is_passed_on(
         crf=3,
     )
     printed = capsys.readouterr()
-    assert "out: 1 samples, with their captions in index.jsonl" in printed.out
+    assert "out: 1 samples, with their captions in index.jsonl, 1 of them were there" in printed.out
     assert "note: another VAE" in printed.err
     assert "left out: checksum" in printed.err
 
@@ -105,3 +109,22 @@ def test_samples_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert probe(out / "clips/sample_00001.mp4")[:3] == (5, 48, 64)
     assert (out / "clips/sample_00000.png").is_file()
+
+
+def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", 24, channels=8, grids=((3, 8, 8),), vae=tiny_source())
+    decode(tmp_path / "data", tiny_model(), tmp_path / "whole", DecodeOptions(first=24))
+    out = tmp_path / "out"
+    arguments = ["decode", tmp_path / "data", "--model", tiny_model(), "--first", 24, "--out", out]
+
+    def made() -> int:
+        return len(list(out.glob("clips/*.mp4")))
+
+    kill_when(arguments, lambda: made() >= 5)
+    rows = read_rows(out / "index.jsonl")
+    assert made() - 1 <= len(rows) < 24
+    (out / ".decode-left").mkdir()
+    printed = finish(arguments)
+    assert f"24 samples, with their captions in index.jsonl, {len(rows)} of them were there" in printed
+    assert tree(out) == tree(tmp_path / "whole")
+    assert not list(out.glob(".decode-*"))

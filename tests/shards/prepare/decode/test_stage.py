@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +17,23 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shards.prepare.decode.stage as module
 from shards.dataset.info import Source, write_info
 from shards.dataset.manifest import write_manifest
 from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import InputError
 from shards.geometry import Bucket
-from shards.prepare.decode import DecodeOptions, choose, decode, decode_latents, side_by_side
+from shards.prepare.decode.options import DecodeOptions, choose
+from shards.prepare.decode.pictures import decode_latents, side_by_side
+from shards.prepare.decode.stage import decode
 from shards.prepare.encode.stage import encode
 from shards.prepare.encode.vae import encode_clips
-from shards.prepare.media.video import probe, read_clip
+from shards.prepare.media.video import probe, read_clip, write_clip
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.reader import Reader
 from tests.support.clips import PALETTE, ramp, write_ramp
 from tests.support.datasets import write_dataset
+from tests.support.footage import tree
 from tests.support.models import tiny_model, tiny_source
 
 
@@ -312,3 +320,70 @@ def test_options_that_make_no_sense(
 ) -> None:
     with pytest.raises(InputError, match=message):
         decode(many.root, tiny_model(), tmp_path / "out", options)
+
+
+def test_what_is_there_is_not_decoded_again(dataset: Dataset, tmp_path: Path) -> None:
+    options = DecodeOptions(keys=KEYS[1:])
+    decode(dataset.root, tiny_model(), tmp_path, options)
+    before = tree(tmp_path)
+    (tmp_path / f"{KEYS[1]}.mp4").write_bytes(b"would be decoded anew")
+    (tmp_path / f"{KEYS[2]}.mp4").unlink()
+    report = decode(dataset.root, tiny_model(), tmp_path, DecodeOptions(keys=KEYS))
+    assert report.existed == 2
+    assert report.files == tuple(f"{key}.{'png' if 'png' in key else 'mp4'}" for key in KEYS)
+    assert (tmp_path / f"{KEYS[1]}.mp4").read_bytes() == b"would be decoded anew"
+    assert (tmp_path / f"{KEYS[2]}.mp4").read_bytes() == before[f"{KEYS[2]}.mp4"]
+    assert [row["key"] for row in read_rows(tmp_path / "index.jsonl")] == [*KEYS[1:], KEYS[0]]
+
+
+@pytest.mark.parametrize("other", [{"crf": 3}, {"vae_tiling": True}, {"dtype": "bfloat16"}])
+def test_other_options_decode_again(dataset: Dataset, tmp_path: Path, other: dict[str, Any]) -> None:
+    options = DecodeOptions(keys=KEYS[:1], dtype="float32")
+    decode(dataset.root, tiny_model(), tmp_path, options)
+    for existed in (0, 1):
+        report = decode(dataset.root, tiny_model(), tmp_path, replace(options, **other))
+        assert report.existed == existed
+
+
+def test_a_sample_of_other_bytes_is_decoded_again(tmp_path: Path) -> None:
+    for seed, existed in ((0, 0), (0, 2), (1, 0)):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        write_dataset(tmp_path / "data", 2, channels=8, vae=tiny_source(), seed=seed)
+        assert decode(tmp_path / "data", tiny_model(), tmp_path / "out").existed == existed
+
+
+def test_only_what_dead_processes_left_is_taken_away(dataset: Dataset, tmp_path: Path) -> None:
+    for name in (".decode-dead", ".decode-alive"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clip.mp4").touch()
+    descriptor = os.open(tmp_path / ".decode-alive", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    decode(dataset.root, tiny_model(), tmp_path, DecodeOptions(first=1))
+    os.close(descriptor)
+    assert [path.name for path in tmp_path.glob(".*")] == [".decode-alive"]
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"), [(errno.ENOSPC, "make room"), (errno.EACCES, "see to the permissions")]
+)
+def test_a_disk_that_refuses_is_told_and_what_is_done_is_kept(
+    many: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, cure: str
+) -> None:
+    written: list[Path] = []
+
+    def refuse(path: Path, *arguments: Any) -> None:
+        if written:
+            raise OSError(number, os.strerror(number), str(path))
+        write_clip(path, *arguments)
+        written.append(path)
+
+    monkeypatch.setattr(module, "write_clip", refuse)
+    message = (
+        rf"^{tmp_path}: {os.strerror(number)}: .*; what is done is kept: {cure} and run the same command"
+    )
+    with pytest.raises(InputError, match=message):
+        decode(many.root, tiny_model(), tmp_path, DecodeOptions(first=3))
+    assert [row["key"] for row in read_rows(tmp_path / "index.jsonl")] == ["clips/sample_00000"]
+    assert not list(tmp_path.glob(".decode-*"))
+    monkeypatch.undo()
+    assert decode(many.root, tiny_model(), tmp_path, DecodeOptions(first=3)).existed == 1

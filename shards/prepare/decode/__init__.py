@@ -1,0 +1,1 @@
+"""Samples back to videos and pictures."""
