@@ -30,5 +30,7 @@ def convert(
         f"fingerprint {report.fingerprint}"
     )
     if report.left_behind:
-        others = ", ".join(f"{count} {name or 'without a name'}" for name, count in report.left_behind.items())
+        others = ", ".join(
+            f"{count} {name or 'without an extension'}" for name, count in report.left_behind.items()
+        )
         typer.echo(f"left behind, as only json and safetensors are taken: {others}")

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.cli import main
 from shards.dataset.convert import convert
 from shards.dataset.index import index
 from shards.dataset.manifest import MANIFEST_NAME
@@ -21,10 +22,12 @@ from shards.dataset.opened import Dataset, open_dataset
 from shards.dataset.output import UNFINISHED_NAME
 from shards.errors import InputError, ShardError
 from shards.formats.mds import COLUMNS
+from shards.formats.shard import read_samples
 from shards.formats.tar import read_shard
 from shards.reader import Reader
 from shards.storage import Folder
 from tests.support import mosaic
+from tests.support.damage import members, write_tar
 from tests.support.datasets import GRIDS, write_dataset
 
 sizes = st.integers(1, 4)
@@ -150,6 +153,74 @@ def test_tars_of_others_get_the_rate_that_only_their_manifest_knew(tmp_path: Pat
     assert set(index(tmp_path / "mds").fps.tolist()) == {12.0}
 
 
+JSON_OF_OTHERS = [
+    b'{ "fps" : 24.0,\n  "caption": "\\u00e4 \\ud800", "fps": 25 }\n',
+    '\ufeff{"fps": 1e1, "caption": "ä"}'.encode(),
+    b'{"fps": 12, "score": NaN, "z": 1, "a": 1.50}',
+]
+
+
+def foreign(root: Path, paired: Dataset) -> None:
+    """A tar of three samples with JSON as others write it, and other files."""
+    bodies = [
+        body
+        for name, body in members(paired.root / paired.manifest.shards[0])
+        if name.endswith("safetensors")
+    ]
+    found = [
+        (f"{number}.{kind}", data)
+        for number, meta in enumerate(JSON_OF_OTHERS)
+        for kind, data in (
+            ("mp4", b"video"),
+            ("json", meta),
+            ("safetensors", bodies[0]),
+            ("other.json", b"{}"),
+        )
+    ]
+    write_tar(root / "shards/theirs.tar", [*found, ("README", b"hello"), ("a.txt", b"a")])
+    index(root, paired.info)
+
+
+def test_the_json_of_others_keeps_its_bytes_and_other_files_are_counted(
+    tmp_path: Path, paired: Dataset
+) -> None:
+    foreign(tmp_path / "theirs", paired)
+    there = convert(tmp_path / "theirs", tmp_path / "mds", "mds")
+    back = convert(tmp_path / "mds", tmp_path / "back", "tar")
+    assert there.left_behind == {"mp4": 3, "other.json": 3, "": 1, "txt": 1}
+    assert back.left_behind == {}
+    for root, name in (
+        (tmp_path / "mds", "shards/shard.00000.mds"),
+        (tmp_path / "back", "shards/000000.tar"),
+    ):
+        assert [stored.meta for stored in read_samples(Folder(root), name)] == JSON_OF_OTHERS
+    assert there.fingerprint == back.fingerprint
+
+
+def test_columns_of_others_are_counted(tmp_path: Path, paired: Dataset) -> None:
+    body = members(paired.root / paired.manifest.shards[0])[1][1]
+    samples = [{"key": key, "json": '{"fps": 1}', "safetensors": body, "score": 3} for key in "ab"]
+    mosaic.write(tmp_path / "mds/shards", COLUMNS | {"score": "int"}, samples)
+    index(tmp_path / "mds", paired.info)
+    assert convert(tmp_path / "mds", tmp_path / "tar2", "tar").left_behind == {"score": 2}
+
+
+def test_the_command_says_what_it_left_behind(
+    tmp_path: Path, paired: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign(tmp_path / "theirs", paired)
+    out = tmp_path / "mds"
+    monkeypatch.setattr(
+        sys, "argv", ["ltx-shards", "convert", str(tmp_path / "theirs"), "--to", "mds", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left behind, as only json and safetensors are taken: 3 mp4, 3 other.json, 1 without an extension, 1 txt"
+    ]
+
+
 def test_damage_is_not_carried_over(tmp_path: Path, paired: Dataset) -> None:
     path = paired.root / paired.manifest.shards[1]
     data = bytearray(path.read_bytes())
@@ -187,6 +258,7 @@ def test_formats_that_make_no_sense_are_refused(tmp_path: Path, paired: Dataset)
 KILLED = """
 import os, sys
 from pathlib import Path
+from shards.cli import main
 from shards.dataset.convert import convert
 seen = []
 def die(total):

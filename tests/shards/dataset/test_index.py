@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from shards.dataset.index import index
 from shards.dataset.manifest import MANIFEST_NAME
 from shards.dataset.opened import open_dataset
 from shards.errors import InputError, ShardError
+from shards.formats.row import Row
+from shards.formats.shard import scan
 from shards.geometry import Scale
 from shards.reader import Reader
-from tests.support.damage import edit_json, flip, members, write_tar
+from shards.storage import Folder
+from tests.support.damage import edit_description, edit_json, flip, members, write_tar
 from tests.support.datasets import SCALE, write_dataset
 
 sizes = st.integers(1, 4)
@@ -116,8 +120,13 @@ def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, 2)
     shard = tmp_path / "shards/000000.tar"
     (tmp_path / "shards/000001.tar").write_bytes(shard.read_bytes())
-    with pytest.raises(InputError, match=r"appears twice, in shards/000000.tar and shards/000001.tar"):
+    with pytest.raises(InputError) as error:
         index(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: key 'clips/sample_00000' appears twice, in shards/000000.tar and shards/000001.tar: remove "
+        f"one of the two and run `ltx-shards index {tmp_path}` again, or let `ltx-shards doctor {tmp_path} --repair` "
+        "keep the first"
+    )
 
 
 def test_a_folder_without_tars_is_refused(tmp_path: Path) -> None:
@@ -201,8 +210,38 @@ def test_a_description_can_be_made_from_the_compression_alone(tmp_path: Path) ->
     info = open_dataset(tmp_path).info
     assert (info.channels, info.text_width, info.scale) == (4, 16, SCALE)
     assert info.vae.fingerprint == ""
+
+
+def test_a_scale_replaces_nothing_else_of_a_description(tmp_path: Path) -> None:
+    """The fingerprints keep training from taking another VAE, so they must not go by the way."""
+    dataset = write_dataset(tmp_path, 3)
     assert index(tmp_path, scale=Scale(8, 32)).fingerprint == dataset.manifest.fingerprint
-    assert open_dataset(tmp_path).info.scale == Scale(8, 32)
+    assert open_dataset(tmp_path).info == replace(dataset.info, scale=Scale(8, 32))
+    assert dataset.info.vae.fingerprint
+    assert dataset.info.null_prompt_embeds
+
+
+def test_a_scale_does_not_make_a_dataset_fit_another_model(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    edit_description(tmp_path, channels=99)
+    with pytest.raises(InputError, match=r"dataset\.json says channels 99, the shards hold 4"):
+        index(tmp_path, scale=SCALE)
+
+
+def test_nothing_more_is_scanned_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte would be read before the user hears of its first shard."""
+    write_dataset(tmp_path, 30, shard_bytes=1)
+    edit_description(tmp_path, channels=99)
+    scanned: list[str] = []
+
+    def noted(storage: Folder, name: str, fps: float | None) -> list[Row]:
+        scanned.append(name)
+        return scan(storage, name, fps)
+
+    monkeypatch.setattr("shards.dataset.index.scan", noted)
+    with pytest.raises(InputError, match=r"the shards hold 4 \(shards/000000.tar"):
+        index(tmp_path, threads=1)
+    assert len(scanned) < 6
 
 
 def parts(root: Path, *sizes: int) -> None:

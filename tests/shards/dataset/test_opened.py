@@ -95,6 +95,10 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
         ({"scale": {"temporal": 8}}, "lacks or garbles.*spatial"),
         ({"scale": [8, 32]}, "lacks or garbles"),
         ({"vae": None}, "lacks or garbles"),
+        ({"version": float("inf")}, "not a dataset description"),
+        ({"channels": float("inf")}, "lacks or garbles"),
+        ({"channels": 0}, "lacks or garbles.*at least 1"),
+        ({"scale": {"temporal": 8, "spatial": 0}}, "lacks or garbles.*at least 1"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_refused(tmp_path: Path, change: dict, message: str) -> None:
@@ -105,9 +109,10 @@ def test_a_description_that_cannot_be_used_is_refused(tmp_path: Path, change: di
         open_dataset(tmp_path)
 
 
-def test_a_description_that_is_not_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "null"])
+def test_a_description_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     write_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text("{")
+    (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match="not a dataset description"):
         open_dataset(tmp_path)
 

@@ -108,3 +108,15 @@ def test_garbage_is_refused_with_a_value_error(noise: bytes, framed: bool) -> No
     except ValueError:
         return
     assert not noise.strip() or parse(data) == {}
+
+
+def test_long_headers_are_not_kept() -> None:
+    """Foreign payloads may carry any amount of metadata, of which nothing is used twice."""
+    from shards.formats.header import _remembered, read_header
+
+    _remembered.cache_clear()
+    for number in range(20):
+        read_header(save(small(), {"workflow": "x" * 100_000 + str(number)}))
+    assert _remembered.cache_info().currsize == 0
+    read_header(save(small(), {"workflow": "x"}))
+    assert _remembered.cache_info().currsize == 1

@@ -77,7 +77,9 @@ def test_the_json_member_says_where_a_sample_came_from() -> None:
     }
 
 
-@pytest.mark.parametrize("key", ["a.v1", ".a", "a.", "dir.x/a", "", "/a", "a/", "a//b", "a\nb", "a\\b"])
+@pytest.mark.parametrize(
+    "key", ["a.v1", ".a", "a.", "dir.x/a", "", "/a", "a/", "a//b", "a\nb", "a\\b", "a\udcff"]
+)
 def test_keys_other_readers_would_cut_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(InputError) as error:
         write_shard(Folder(tmp_path), "0.tar", [(key, META, data())])
@@ -196,6 +198,8 @@ def test_existing_shards_are_not_overwritten(tmp_path: Path) -> None:
         ({"fps": float("nan")}, data(), "positive fps"),
         ({"fps": True}, data(), "positive fps"),
         ({"fps": 24, "format": 2}, data(), "format 2"),
+        (META | {"fps": 10**400}, data(), "positive fps"),
+        (META | {"caption": "a \ud800"}, data(), "surrogates not allowed"),
         (META, b"", "at least 8 bytes"),
         (META, data()[:-1], "does not fit"),
     ],
