@@ -70,9 +70,7 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
 def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
     """The plan and the feed. Raises InputError when dataset, model and batching do not fit each other."""
     transformer = read_config(config.model.model_source)
-    name = transformer["_class_name"]
-    shape = FAMILIES[name].shape(transformer)
-    _check_family(config, dataset, name)
+    shape = FAMILIES[transformer["_class_name"]].shape(transformer)
     _check_fit(config, dataset, shape.channels, shape.text_width)
     tokens = dataset.manifest.tokens(shape.patch)
     if config.conditioning.mode == "none":
@@ -141,16 +139,6 @@ def open_reader(config: RunConfig, dataset: Dataset) -> Reader:
     except InputError as error:
         raise InputError(f"data.cache_dir: {error}") from error
     return Reader(dataset, threads=max(1, data.num_dataloader_workers), cache=cache)
-
-
-def _check_family(config: RunConfig, dataset: Dataset, name: str) -> None:
-    encoded, taken = dataset.info.vae, FAMILIES[name].VAE
-    if encoded.kind and encoded.kind != taken:
-        raise InputError(
-            f"{dataset.root}: latents were encoded by an {encoded.kind} (of {encoded.source}), but the {name} of "
-            f"model.model_source {config.model.model_source} takes those of an {taken}; encode the clips again "
-            "with this model"
-        )
 
 
 def _check_fit(config: RunConfig, dataset: Dataset, channels: int, text_width: int) -> None:

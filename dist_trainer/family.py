@@ -15,6 +15,12 @@ FAMILIES = {"LTXVideoTransformer3DModel": ltx}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+def vae_of(source: str) -> str:
+    """Class of the VAE whose latents a model takes. Raises as ``read_config``."""
+    vae: str = FAMILIES[read_config(source)["_class_name"]].VAE
+    return vae
+
+
 def read_config(source: str) -> dict[str, Any]:
     """The transformer's config.json. Raises InputError when it is absent or of an unknown model family."""
     path = transformer_config(source)

@@ -23,6 +23,7 @@ from shards.geometry import Grid
 from shards.pack import Layout, costs, loads, pack
 from shards.plan import Plan, Step
 from shards.reader import Reader
+from shards.storage import Root
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def loader(
 
     A damaged sample's place is taken by the first sound one of its `substitutes`, drawn `drawn_as` both, with the
     damaged one's first-frame coin and its share of the step's loss: among samples of one size no weight changes.
-    Raises ShardError when a shard cannot be read, or none of the substitutes is sound.
+    Raises ShardError when a shard cannot be read, or there is no sound substitute.
     """
 
     def load(micro: MicroStep) -> Fed:
@@ -136,7 +137,7 @@ def _load(micro: MicroStep, reader: Reader, plan: Plan, dataset: Dataset, feedin
             row = int(planned[place])
             damaged[row] = found
             order = substitutes(dataset.manifest, plan.tokens, plan.seed, epochs[place], row)
-            rows[place], sample = _first_sound(reader, order, found, damaged)
+            rows[place], sample = _first_sound(reader, order, found, damaged, dataset.root)
             samples.append(replace(sample, id=drawn_as(int(ids[row]), sample.id)))
         else:
             samples.append(found)
@@ -152,7 +153,7 @@ def _load(micro: MicroStep, reader: Reader, plan: Plan, dataset: Dataset, feedin
 
 
 def _first_sound(
-    reader: Reader, order: np.ndarray, cause: DamagedSample, damaged: dict[int, DamagedSample]
+    reader: Reader, order: np.ndarray, cause: DamagedSample, damaged: dict[int, DamagedSample], root: Root
 ) -> tuple[int, Sample]:
     """Row and sample of the first of `order` that is not damaged; those before it go to `damaged`."""
     tried: list[str] = []
@@ -167,7 +168,9 @@ def _first_sound(
         cause.key,
         f"{cause.what} differs ({cause.expected}, {cause.found}), and of the samples to train in its place",
         "a sound one",
-        f"damage in all {len(tried)} tried: {', '.join(tried)}; run `ltx-shards doctor`"
+        f"damage in all {len(tried)} tried ({', '.join(tried)}); `ltx-shards doctor {root}` says whether the shards "
+        "are damaged or the manifest is of other ones"
         if tried
-        else "none: the dataset has no other sample",
+        else f"none: no other sample has as few tokens; put back {cause.shard} from a copy and start again, or run "
+        f"`ltx-shards doctor {root} --repair` and train what is left in another output_dir",
     )

@@ -1,4 +1,4 @@
-"""Whether a dataset's latents come from the VAE of the model to train, told by the hash of its weights."""
+"""Whether a dataset's latents come from the VAE of the model to train, told by its class and its weights' hash."""
 
 from __future__ import annotations
 
@@ -11,38 +11,46 @@ from shards.errors import InputError
 from shards.source import part
 
 
-def check_vae(source: str, dataset: Dataset, gathering: Gathering) -> None:
+def check_vae(source: str, kind: str, dataset: Dataset, gathering: Gathering) -> None:
     """Raise InputError, alike on every rank, when another VAE than that of the model `source` encoded the dataset.
 
+    `kind`: class of the VAE whose latents the model takes; the dataset of another model family names another one.
     Rank 0 alone reads the weights and tells the others. Where there is nothing to compare (a model without a VAE,
     a dataset that names none) it prints a note. Raises InputError on rank 0 for a VAE that cannot be loaded.
     """
-    refusal = _compare(source, dataset) if gathering.world.is_main else ""
+    refusal = _compare(source, kind, dataset) if gathering.world.is_main else ""
     refusal = gathering.share("VAE of the dataset", refusal)
     if refusal:
         raise InputError(refusal)
 
 
-def _compare(source: str, dataset: Dataset) -> str:
+def _compare(source: str, kind: str, dataset: Dataset) -> str:
     """Why the dataset does not fit the model, in one line; empty where it does, or nobody can tell."""
     encoded = dataset.info.vae
+    strange = encoded.kind not in ("", kind)
     unknown = "whether its latents fit this model's VAE is not checked"
-    if not encoded.fingerprint:
+    if not encoded.fingerprint and not strange:
         return _note(f"{dataset.root}/{INFO_NAME} has no fingerprint of a VAE; {unknown}")
-    if reason := _without_vae(source):
+    reason = _without_vae(source)
+    if reason and not strange:
         return _note(f"{dataset.root} was encoded by the VAE of {encoded.source}; {unknown}: {reason}")
+    found = f"of unknown fingerprint ({reason})" if reason else _fingerprint(source)
+    if found == encoded.fingerprint and not strange:
+        return ""
+    theirs, ours = (encoded.kind, kind) if strange else ("VAE", "VAE")
+    return (
+        f"{dataset.root}: latents were encoded by the {theirs} {encoded.fingerprint or 'of unknown fingerprint'} "
+        f"(of {encoded.source}), but model.model_source {source} has the {ours} {found}; encode the clips again "
+        "with this model, or train the model they were encoded for"
+    )
+
+
+def _fingerprint(source: str) -> str:
     import torch
 
     from shards.prepare.encode.models import fingerprint, load_vae
 
-    found = fingerprint(load_vae(source, torch.bfloat16))
-    if found == encoded.fingerprint:
-        return ""
-    return (
-        f"{dataset.root}: latents were encoded by the VAE {encoded.fingerprint} (of {encoded.source}), but "
-        f"model.model_source {source} has the VAE {found}; encode the clips again with this model, or train the "
-        "model they were encoded for"
-    )
+    return fingerprint(load_vae(source, torch.bfloat16))
 
 
 def _without_vae(source: str) -> str:

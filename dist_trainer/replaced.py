@@ -100,7 +100,8 @@ class Ledger:
         more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
         return (
             f"data.max_damaged_samples: {self._limit}: with step {step} the run has met {len(keys)} damaged samples "
-            f"({', '.join(keys[:_NAMED])}{more}); put back the shards of {root} from a copy and start again, or run "
+            f"({', '.join(keys[:_NAMED])}{more}); `ltx-shards doctor {root}` says whether the shards are damaged or "
+            "the manifest is of other ones: put them back from a copy and start again, or run "
             f"`ltx-shards doctor {root} --repair` and train what is left in another output_dir, or raise the limit"
         )
 

@@ -23,21 +23,22 @@ def substitutes(
     """Rows int64 [at most `count`] to try in place of `row`, in this order; `row` is not among them.
 
     `tokens` int64 [N]: L of every sample as the plan counts it. First come samples of the same latent grid and as
-    many tokens: with one of them the step's packs, weights and memory stay as they were planned. Then those that
-    are not larger, nearest in tokens first; then the larger ones, smallest first. Equals are in the order of a
-    hash of (seed, epoch, id of `row`, own id), which differs from damaged sample to damaged sample.
+    many tokens: with one of them the step's packs, weights and memory stay as they were planned. Then the others
+    that are not larger, nearest in tokens first. A larger one is never tried, as a pack that is full with the
+    damaged sample would exceed the cap with it; where no other sample is as small there is none to try. Equals are
+    in the order of a hash of (seed, epoch, id of `row`, own id), which differs from damaged sample to damaged sample.
     """
-    gap = tokens[row] - tokens
-    # Above every smaller sample's distance, which is at most tokens[row] as no sample is empty.
-    distance = np.where(gap >= 0, 1 + gap, tokens[row] - gap)
-    distance[(manifest.grid == manifest.grid[row]).all(axis=1) & (gap == 0)] = 0
-    distance[row] = np.iinfo(np.int64).max
-    count = min(count, len(distance) - 1)
-    if count < 1:
-        return np.empty(0, np.int64)
-    near = np.flatnonzero(distance <= np.partition(distance, count - 1)[count - 1])
-    keys = mix(_ORDER, seed, epoch, manifest.ids[row], manifest.ids[near])
-    return near[np.lexsort((keys, distance[near]))][:count]
+    fit = np.flatnonzero(tokens <= tokens[row])
+    fit = fit[fit != row]
+    count = min(count, len(fit))
+    if not count:
+        return fit
+    distance = 1 + tokens[row] - tokens[fit]
+    distance[(manifest.grid[fit] == manifest.grid[row]).all(axis=1) & (distance == 1)] = 0
+    near = distance <= np.partition(distance, count - 1)[count - 1]
+    fit, distance = fit[near], distance[near]
+    keys = mix(_ORDER, seed, epoch, manifest.ids[row], manifest.ids[fit])
+    return fit[np.lexsort((keys, distance))][:count]
 
 
 def drawn_as(damaged: int, replacement: int) -> int:

@@ -17,6 +17,7 @@ from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.export import export
 from dist_trainer.failure import BEFORE_START_S, fail
+from dist_trainer.family import vae_of
 from dist_trainer.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
@@ -39,9 +40,9 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
     state = run_state(config, dataset, world, before)
     if before:
         folder.check_same(before, state)
+    check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
     data = build_data(config, dataset, state)
     agree(data, gathering)
-    check_vae(config.model.model_source, dataset, gathering)
     announce(config, data, world)
     engine = build_engine(config, world)
     start = resume(engine, folder, gathering)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 import yaml
 
 from shards.dataset.info import INFO_NAME, write_info
-from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from shards.dataset.opened import Dataset
 from tests.support.bench import Bench, assert_refused
+from tests.support.damage import flip, shard_of
 from tests.support.datasets import write_dataset
 from tests.support.forked import launch, train
 from tests.support.runs import ROOT, environment, lora_blocks
@@ -155,12 +159,13 @@ def _garbled(bench: Bench) -> Path:
     return root
 
 
-def _other_channels(bench: Bench) -> Path:
-    return write_dataset(bench.root / "data", 4, channels=6, text_width=bench.dataset.info.text_width).root
-
-
-def _other_text(bench: Bench) -> Path:
-    return write_dataset(bench.root / "data", 4, channels=bench.dataset.info.channels, text_width=20).root
+def _written(bench: Bench, **sizes: Any) -> Path:
+    """A dataset that the model's own VAE is said to have encoded."""
+    info = bench.dataset.info
+    widths = {"channels": info.channels, "text_width": info.text_width}
+    dataset = write_dataset(bench.root / "data", 6, **{**widths, **sizes})
+    write_info(dataset.root, replace(dataset.info, vae=info.vae))
+    return Path(dataset.root)
 
 
 DATASETS: dict[str, tuple[Callable[[Bench], Path], list[str]]] = {
@@ -171,8 +176,11 @@ DATASETS: dict[str, tuple[Callable[[Bench], Path], list[str]]] = {
     "garbled-manifest": (_garbled, [MANIFEST_NAME]),
     "no-samples": (_no_samples, ["holds no samples"]),
     "newer-version": (_newer, ["version 99", "update"]),
-    "other-channels": (_other_channels, ["latents have 6 channels", "takes 8", "VAE"]),
-    "other-text-width": (_other_text, ["text embeddings are 20 wide", "takes 48", "text encoder"]),
+    "other-channels": (partial(_written, channels=6), ["latents have 6 channels", "takes 8", "VAE"]),
+    "other-text-width": (
+        partial(_written, text_width=20),
+        ["text embeddings are 20 wide", "takes 48", "text encoder"],
+    ),
 }
 
 
@@ -184,14 +192,8 @@ def test_a_dataset_that_does_not_fit_is_named(bench: Bench, name: str) -> None:
 
 
 def test_an_ic_lora_on_data_without_references_names_samples(bench: Bench) -> None:
-    info = bench.dataset.info
-    references = [(1, 4, 4), None, (3, 2, 4)]
-    data = write_dataset(
-        bench.root / "data", 6, channels=info.channels, text_width=info.text_width, references=references
-    )
-    ended = bench.run(
-        blocks={**lora_blocks(reference=True), "data": {"preprocessed_data_root": str(data.root)}}
-    )
+    root = _written(bench, references=[(1, 4, 4), None, (3, 2, 4)])
+    ended = bench.run(blocks={**lora_blocks(reference=True), "data": {"preprocessed_data_root": str(root)}})
     assert_refused(ended, "2 of 6 samples have no reference", "clips/sample_00001", "reference_path")
 
 
@@ -274,16 +276,57 @@ def test_an_output_folder_that_is_a_file_is_named(bench: Bench) -> None:
     assert_refused(bench.run(blocks={}), "output_dir", bench.output)
 
 
-def test_a_truncated_shard_is_named(bench: Bench) -> None:
-    root, manifest = bench.copy_of_dataset(), bench.dataset.manifest
-    row = int(np.argmax(manifest.offset))  # the last one of its shard: all others are whole
-    shard = root / manifest.shards[manifest.shard[row]]
+def _cut(root: Path, row: int) -> str:
+    """The shard ends 50 bytes into the sample, which is the last of its shard: all others are whole."""
+    manifest, shard = read_manifest(root), shard_of(root, row)
     shard.write_bytes(shard.read_bytes()[: int(manifest.offset[row]) + 50])
+    return f"bytes before the end of the file: expected {manifest.nbytes[row]}, found 50"
+
+
+def _flip(root: Path, row: int) -> str:
+    manifest, shard = read_manifest(root), shard_of(root, row)
+    flip(root, row)
+    begin = int(manifest.offset[row])
+    now = xxhash.xxh3_64_hexdigest(shard.read_bytes()[begin : begin + int(manifest.nbytes[row])])
+    return f"xxh3_64 checksum: expected {manifest.checksum[row]:016x}, found {now}"
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip])
+def test_damaged_bytes_are_named(bench: Bench, damage: Callable[[Path, int], str]) -> None:
+    root, manifest = bench.copy_of_dataset(), bench.dataset.manifest
+    row = int(np.argmax(manifest.offset))
+    shard, key, wrong = manifest.shards[manifest.shard[row]], manifest.keys[row], damage(root, row)
     ended = bench.run(blocks={"data": {"preprocessed_data_root": str(root), "max_damaged_samples": 0}})
-    assert_refused(ended, "data.max_damaged_samples: 0", root, manifest.keys[row], "ltx-shards doctor")
-    assert (
-        f"{shard.relative_to(root)}: sample {manifest.keys[row]!r}: bytes before the end" in ended.stderr[0]
+    assert_refused(ended)
+    told = [line for line in ended.stderr[0].splitlines() if line.startswith("damaged")]
+    assert told == [f"damaged, rank 0: {shard}: sample {key!r}: {wrong}"]
+    step = re.search(r"with step (\d+) ", ended.errors[0])
+    assert step
+    assert ended.errors == [
+        f"error: data.max_damaged_samples: 0: with step {step[1]} the run has met 1 damaged samples ({key}); "
+        f"`ltx-shards doctor {root}` says whether the shards are damaged or the manifest is of other ones: put them "
+        f"back from a copy and start again, or run `ltx-shards doctor {root} --repair` and train what is left in "
+        "another output_dir, or raise the limit"
+    ]
+
+
+def test_the_manifest_of_another_dataset_is_told_from_a_damaged_sample(bench: Bench) -> None:
+    """Nothing that is read is as its manifest says: the run stops at once, with the command that tells why."""
+    root, info = bench.copy_of_dataset(), bench.dataset.info
+    keys = [str(key) for key in bench.dataset.manifest.keys]
+    other = write_dataset(
+        bench.root / "other", len(keys), channels=info.channels, text_width=info.text_width, keys=keys, seed=9
     )
+    shutil.copy(Path(other.root) / MANIFEST_NAME, root / MANIFEST_NAME)
+    ended = bench.run(blocks={"data": {"preprocessed_data_root": str(root)}})
+    assert_refused(ended, code=1)
+    assert re.fullmatch(
+        r"error: shards/\d+.tar: sample 'clips/sample_\d+': .+ differs \(.+\), and of the samples to train in its "
+        r"place: expected a sound one, found damage in all 8 tried \(clips/sample_\d+(, clips/sample_\d+){7}\); "
+        rf"`ltx-shards doctor {re.escape(str(root))}` says whether the shards are damaged or the manifest is of "
+        "other ones",
+        ended.errors[0],
+    ), str(ended)
 
 
 def test_a_missing_shard_is_named(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_trainer.family import vae_of
 from dist_trainer.provenance import check_vae
 from dist_trainer.tiny import write_tiny_model
 from shards.dataset.info import Source, write_info
@@ -17,10 +18,12 @@ from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import InputError
 from shards.prepare.encode.models import fingerprint, load_vae
 from tests.support.bench import Bench, assert_refused
+from tests.support.datasets import write_dataset
 from tests.support.gatherings import at_once, in_memory
 from tests.support.models import tiny_source
 
 pytestmark = pytest.mark.timeout(300)
+KIND = "AutoencoderKLLTXVideo"
 
 
 @pytest.fixture
@@ -67,16 +70,32 @@ def test_the_dataset_of_another_vae_is_refused(bench: Bench, other_model: Path) 
     )
 
 
-def test_another_model_family_is_refused_with_both_names(bench: Bench) -> None:
-    root = described(bench, Source("elsewhere/other", "0123", "AutoencoderKLHunyuanVideo"))
-    ended = bench.run(size=2, blocks={"data": {"preprocessed_data_root": str(root)}})
-    assert_refused(
-        ended,
-        f"{root}: latents were encoded by an AutoencoderKLHunyuanVideo (of elsewhere/other)",
-        "the LTXVideoTransformer3DModel of",
-        "takes those of an AutoencoderKLLTXVideo",
-    )
+@pytest.mark.parametrize("digits", ["0123456789abcdef", ""])
+@pytest.mark.parametrize("own_vae", [True, False])
+def test_another_model_family_is_refused_with_both_fingerprints(
+    bench: Bench, digits: str, own_vae: bool
+) -> None:
+    """As far as they are known: of an imported dataset, or a model without its VAE, the class alone is."""
+    root = described(bench, Source("elsewhere/other", digits, "AutoencoderKLHunyuanVideo"))
+    model = bench.model if own_vae else _without_vae(bench)[0]
+    own = bench.dataset.info.vae.fingerprint if own_vae else f"of unknown fingerprint ({model} has no vae/)"
+    blocks = {"data": {"preprocessed_data_root": str(root)}, "model": {"model_source": str(model)}}
+    ended = bench.run(size=2, blocks=blocks)
+    assert_refused(ended)
+    assert ended.errors == [
+        f"error: {root}: latents were encoded by the AutoencoderKLHunyuanVideo {digits or 'of unknown fingerprint'} "
+        f"(of elsewhere/other), but model.model_source {model} has the AutoencoderKLLTXVideo {own}; encode the clips "
+        "again with this model, or train the model they were encoded for"
+    ]
     assert ended.codes == [2, 2]
+
+
+def test_another_family_is_named_before_its_other_sizes(bench: Bench) -> None:
+    other = write_dataset(bench.root / "other", 4, channels=6, text_width=20).root
+    info = open_dataset(other).info
+    write_info(other, replace(info, vae=Source("elsewhere/other", "0123", "AutoencoderKLHunyuanVideo")))
+    ended = bench.run(blocks={"data": {"preprocessed_data_root": str(other)}})
+    assert_refused(ended, "AutoencoderKLHunyuanVideo 0123 (of elsewhere/other)")
 
 
 def _without_vae(bench: Bench) -> tuple[Path, Path]:
@@ -130,7 +149,7 @@ def test_a_vae_saved_in_another_dtype_is_the_same(
     tmp_path: Path, model_folder: Path, paired_dataset: Dataset, dtype: torch.dtype
 ) -> None:
     load_vae(model_folder, dtype).save_pretrained(tmp_path / "vae")
-    at = at_once(lambda g: check_vae(str(tmp_path), paired_dataset, g), in_memory(1))
+    at = at_once(lambda g: check_vae(str(tmp_path), KIND, paired_dataset, g), in_memory(1))
     assert at == [None]
 
 
@@ -139,7 +158,7 @@ def test_rank_0_alone_reads_the_weights(
 ) -> None:
     def check(source: Path) -> list[object]:
         return at_once(
-            lambda g: check_vae(str(source) if g.world.is_main else "/no/such", paired_dataset, g),
+            lambda g: check_vae(str(source) if g.world.is_main else "/no/such", KIND, paired_dataset, g),
             in_memory(3),
         )
 
@@ -156,7 +175,7 @@ def test_a_model_whose_vae_cannot_be_had_is_not_compared(
     if source == "file":
         source = str(tmp_path / "model.safetensors")
         Path(source).write_bytes(b"")
-    assert at_once(lambda g: check_vae(source, paired_dataset, g), in_memory(1)) == [None]
+    assert at_once(lambda g: check_vae(source, KIND, paired_dataset, g), in_memory(1)) == [None]
     note = capsys.readouterr().out
     assert note.startswith(f"note: {paired_dataset.root} was encoded by the VAE of tiny; ")
     assert source in note
@@ -166,4 +185,4 @@ def test_a_model_whose_vae_cannot_be_had_is_not_compared(
 def test_the_kind_of_a_vae_stays_with_the_dataset(bench: Bench) -> None:
     root = described(bench, tiny_source())
     assert open_dataset(root).info.vae == tiny_source()
-    assert tiny_source().kind == "AutoencoderKLLTXVideo"
+    assert tiny_source().kind == KIND == vae_of(str(bench.model))
