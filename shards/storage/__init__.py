@@ -33,16 +33,19 @@ class Storage(Protocol):
         """Put a file in place unless there is one already: False then. Of several callers one succeeds."""
 
     def list(self, prefix: str = "") -> list[Entry]:
-        """Files whose path begins with `prefix`, which ends at a folder; sorted by path."""
+        """Files whose path begins with `prefix`, which ends at a folder; sorted by path. All, or an error."""
 
     def stat(self, path: str) -> Entry | None:
         """One file, None when it is absent."""
 
+    def move(self, path: str, target: str) -> None:
+        """Put a file in place under another name, replacing one that is there. Raises FileNotFoundError."""
+
     def remove(self, path: str) -> None:
         """Take a file away, if it is there."""
 
-    def sweep(self, folder: str) -> None:
-        """Take away what writers that were killed left in `folder`, not below it."""
+    def sweep(self, folder: str, age: float = 0.0) -> None:
+        """Take away what writers that were killed left in `folder`, not below it, `age` seconds ago or more."""
 
     def local(self, path: str) -> AbstractContextManager[Path]:
         """A file of this machine with the same bytes, valid inside the block. Raises FileNotFoundError."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.atomic import replacing
+from shards.atomic import place, replacing
 from shards.storage.entry import Entry, is_temporary
-from shards.storage.files import fill
+from shards.storage.files import fill, open_file
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class Folder:
@@ -43,31 +49,34 @@ class Folder:
         """Put a file in place unless there is one: a hard link, which one of several callers gets."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, target)
+            _write_new(temporary, data)
+            try:
+                os.link(temporary, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                _write_new(target, data)
         except FileExistsError:
             return False
         except FileNotFoundError:
             # Swept away as what a killed process left, while this one was held up.
             return self.create(path, data)
+        except OSError as error:
+            if error.filename in (None, str(temporary)):  # a full disk does not say which file it was
+                error.filename = str(target)
+            raise
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
     def list(self, prefix: str = "") -> list[Entry]:
-        """Files under a folder, without the temporary ones of writes under way."""
-        found = []
-        for folder, _, names in os.walk(self.root / prefix):
-            for name in names:
-                path = Path(folder, name)
-                if (entry := self.stat(path.relative_to(self.root).as_posix())) and not is_temporary(name):
-                    found.append(entry)
-        return sorted(found)
+        """Files under a folder, without the temporary ones of writes under way; links to folders are followed.
+
+        Raises OSError where a folder cannot be listed: nobody shall take its files for absent.
+        """
+        return sorted(_files(self.root, prefix.strip("/"), ()))
 
     def stat(self, path: str) -> Entry | None:
         """One file, None when it is absent or no file."""
@@ -76,16 +85,23 @@ class Folder:
             status = target.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Entry(path, status.st_size, status.st_mtime) if target.is_file() else None
+        return Entry(path, status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+
+    def move(self, path: str, target: str) -> None:
+        """Put a file in place under another name."""
+        place(self.root / path, self.root / target)
 
     def remove(self, path: str) -> None:
         """Take a file away, if it is there."""
         (self.root / path).unlink(missing_ok=True)
 
-    def sweep(self, folder: str) -> None:
-        """Take away all temporary files, for when nobody is expected to write there any more."""
+    def sweep(self, folder: str, age: float = 0.0) -> None:
+        """Take away the temporary files that nobody wrote to for `age` seconds."""
+        latest = self.clock() - age if age else math.inf
         for path in (self.root / folder).glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < latest:
+                    path.unlink()
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
@@ -97,8 +113,11 @@ class Folder:
 
     def fill(self, path: str, offset: int, view: memoryview) -> int:
         """Read into `view` from byte `offset`."""
-        with open(self.root / path, "rb", buffering=0) as file:
-            return fill(file.fileno(), view, offset)
+        descriptor = open_file(self.root / path)
+        try:
+            return fill(descriptor, view, offset)
+        finally:
+            os.close(descriptor)
 
     def clock(self) -> float:
         """Now, by the file system: a shared one stamps files with its server's time."""
@@ -107,3 +126,40 @@ class Folder:
                 return os.fstat(file.fileno()).st_mtime
         except OSError:
             return time.time()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, to the disk. After an error there is none."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _files(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+    """Files below a folder that is inside those of `above`, each known by its device and number."""
+    try:
+        status = os.stat(root / folder)
+        if (status.st_dev, status.st_ino) in above:
+            return  # a link to a folder it lies in
+        with os.scandir(root / folder) as found:
+            children = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # nothing there, or gone meanwhile
+    within = (*above, (status.st_dev, status.st_ino))
+    for child in children:
+        path = f"{folder}/{child.name}" if folder else child.name
+        try:
+            status = child.stat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from _files(root, path, within)
+        elif stat.S_ISREG(status.st_mode) and not is_temporary(child.name):
+            yield Entry(path, status.st_size, status.st_mtime)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +143,137 @@ def test_a_url_that_cannot_be_one_is_refused(root: str, named: str, monkeypatch:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(InputError, match=named):
         open_storage(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    for name in ("a/1", "b/1"):
+        storage.write(name, b"")
+    scan = os.scandir
+
+    def broken(path: os.PathLike[str]) -> object:
+        if Path(path).name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        storage.list()
+    assert error.value.filename == str(tmp_path / "b")
+
+
+def test_links_to_folders_and_files_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    other = open_storage(tmp_path / "other")
+    for name in ("1.tar", "deep/2.tar"):
+        other.write(name, b"xx")
+    root = tmp_path / "root"
+    (root / "shards").mkdir(parents=True)
+    (root / "shards/half").symlink_to(tmp_path / "other")
+    (root / "shards/again").symlink_to("half")
+    (root / "shards/3.tar").symlink_to(tmp_path / "other/1.tar")
+    (root / "shards/up").symlink_to("..")
+    (tmp_path / "other/deep/circle").symlink_to(root)
+    expected = ["again/1.tar", "again/deep/2.tar", "half/1.tar", "half/deep/2.tar"]
+    assert paths(open_storage(root), "shards") == ["shards/3.tar", *(f"shards/{name}" for name in expected)]
+    assert all(entry.size == 2 for entry in open_storage(root).list())
+
+
+def test_each_file_of_a_listing_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    for number in range(5):
+        storage.write(f"{number}", b"")
+    asked: list[object] = []
+    stat = os.stat
+    monkeypatch.setattr(
+        os, "stat", lambda path, *rest, **named: asked.append(path) or stat(path, *rest, **named)
+    )
+    assert len(storage.list()) == 5
+    assert asked == [tmp_path]  # the files' own are asked of the directory's entries
+
+
+@pytest.mark.parametrize("fault", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_is_created_once_where_there_are_no_hard_links(
+    fault: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(fault, os.strerror(fault), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", refused)
+    storage = open_storage(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storage.create("x", b"%d" % i), range(8)))
+    assert sum(won) == 1
+    assert storage.read("x") == b"%d" % won.index(True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
+def test_the_mode_of_files_is_what_the_user_set(mask: int, mode: int, tmp_path: Path) -> None:
+    storage, before = open_storage(tmp_path), os.umask(mask)
+    try:
+        storage.create("created", b"")
+        storage.write("written", b"")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("fault", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_written_to(
+    fault: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refused(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(fault, os.strerror(fault))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    open_storage(tmp_path).write("file", b"data")
+    assert open_storage(tmp_path).read("file") == b"data"
+
+
+def test_a_disk_that_fails_to_sync_a_folder_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        open_storage(tmp_path).write("file", b"data")
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    storage = open_storage(tmp_path)
+    found: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            storage.fill("pipe", 0, memoryview(bytearray(3)))
+        except OSError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert [str(error) for error in found] == [f"[Errno 2] not a regular file: '{tmp_path}/pipe'"]
+    assert storage.list() == []
+
+
+def test_a_sweep_takes_what_nobody_writes_to(tmp_path: Path) -> None:
+    storage, folder = open_storage(tmp_path), tmp_path / "shards"
+    storage.write("shards/a", b"")
+    for name, age in (("old", 1000), ("new", 0)):
+        path = folder / f".{name}.tmp"
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    storage.sweep("shards", age=100)
+    assert sorted(path.name for path in folder.iterdir()) == [".new.tmp", "a"]
+    storage.sweep("shards")
+    assert [path.name for path in folder.iterdir()] == ["a"]
 
 
 def test_a_path_is_a_folder(tmp_path: Path) -> None:
