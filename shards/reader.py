@@ -26,9 +26,8 @@ class Reader:
     """Reads rows of a dataset with several threads; reading and hashing drop the GIL.
 
     ``threads`` read from a folder, ``requests`` are under way at once to an object store. ``verify`` compares
-    every payload's xxh3_64 with the manifest. ``pin`` reads into page-locked memory where there is CUDA.
-    ``cache`` keeps samples on this node's disk. Safe to call from several threads; a context manager that ends
-    its threads and closes its files and the cache.
+    every payload's xxh3_64 with the manifest. ``cache`` keeps samples on this node's disk. Safe to call from
+    several threads; a context manager that ends its threads and closes its files and the cache.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class Reader:
         dataset: Dataset,
         threads: int = 4,
         verify: bool = True,
-        pin: bool = False,
         requests: int = 32,
         cache: Cache | None = None,
     ) -> None:
@@ -44,7 +42,6 @@ class Reader:
             raise ValueError(f"threads and requests must be at least 1, got {threads} and {requests}")
         self._manifest = dataset.manifest
         self._verify = verify
-        self._pin = pin and torch.cuda.is_available()
         self._cache = cache
         storage = open_storage(dataset.root)
         self._name = storage.name
@@ -81,7 +78,7 @@ class Reader:
         sizes = self._manifest.nbytes[numbers]
         room = -(-sizes // _ALIGN) * _ALIGN
         starts = np.cumsum(room) - room
-        buffer = self._allocate(int(room.sum()))
+        buffer = self._buffers.take(int(room.sum()))
         places = list(zip(numbers.tolist(), starts.tolist(), sizes.tolist(), strict=True))
         samples: list[Any] = [None] * len(places)
         self._load_all(places, buffer, samples)
@@ -100,12 +97,6 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _allocate(self, nbytes: int) -> torch.Tensor:
-        # Pinned memory is recycled by torch, which alone knows when a copy to the device has finished.
-        if self._pin:
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-        return self._buffers.take(nbytes)
 
     def _load_all(self, places: list[tuple[int, int, int]], buffer: torch.Tensor, samples: list[Any]) -> None:
         """Fill ``samples`` from (row, start, size) places; the threads share one iterator."""
@@ -174,7 +165,8 @@ class Reader:
         try:
             entries = read_header(payload)
             geometry = sample_geometry(entries)
-        except ValueError as error:
+            tensors = views(buffer, start, entries)
+        except (ValueError, RuntimeError) as error:  # of the header, and of torch
             raise DamagedSample(shard, key, "payload", "the tensors of a sample", error) from error
         expected = (
             tuple(manifest.grid[row].tolist()),
@@ -184,7 +176,6 @@ class Reader:
         found = (tuple(geometry.grid), *map(tuple, geometry.references), geometry.text_tokens)
         if found != expected:
             raise DamagedSample(shard, key, "F, H, W of latents and references, text tokens", expected, found)
-        tensors = views(buffer, start, entries)
         return Sample(
             key=key,
             id=int(manifest.ids[row]),

@@ -18,7 +18,6 @@ from shards.errors import ShardError
 from shards.formats.header import reference_names
 from shards.formats.sample import Sample
 from shards.reader import Reader
-from shards.storage.files import OpenFiles
 from tests.support.datasets import write_dataset
 
 
@@ -198,26 +197,6 @@ def test_a_shard_error_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) == "shards/0.tar: sample 'k': checksum: expected aa, found bb"
     assert copy.key == "k"
-
-
-def test_pinning_is_passed_over_without_cuda(dataset: Dataset) -> None:
-    with Reader(dataset, pin=True) as reader:
-        sample = reader.read([0])[0]
-    assert sample.latents.is_pinned() == torch.cuda.is_available()
-    assert_is_row(dataset, sample, 0)
-
-
-def test_few_files_stay_open_and_none_in_use_is_closed(dataset: Dataset) -> None:
-    files = OpenFiles(dataset.root, limit=2)
-    names = dataset.manifest.shards[:4]
-    with files.open(names[0]) as first:
-        for name in names[1:]:
-            with files.open(name) as descriptor:
-                os.fstat(descriptor)
-        assert os.fstat(first).st_ino == os.stat(dataset.root / names[0]).st_ino
-        assert set(files._entries) == {names[0], names[3]}
-    files.close()
-    assert not files._entries
 
 
 MEGABYTES = 3 << 20

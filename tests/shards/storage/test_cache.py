@@ -54,6 +54,11 @@ def test_a_name_written_again_has_the_new_bytes(tmp_path: Path) -> None:
     assert got(cache, "a", 3) == b"456"
 
 
+def forget(folder: Path) -> None:
+    """Take the ledger away, so that the files are counted."""
+    (folder / "ltx-samples" / "ledger").unlink()
+
+
 def age(folder: Path, seconds: float) -> None:
     for path in files(folder):
         os.utime(path, (path.stat().st_atime - seconds, path.stat().st_mtime - seconds))
@@ -123,10 +128,50 @@ def test_what_a_killed_process_left_is_cleared_and_no_longer_counted(tmp_path: P
 
 def test_a_ledger_that_says_too_much_is_put_right_by_a_count(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 10_000)
-    (tmp_path / "ltx-samples" / "ledger").write_bytes((1 << 60).to_bytes(8, "little"))
+    ledger = tmp_path / "ltx-samples" / "ledger"
+    ledger.write_bytes((1 << 60).to_bytes(8, "little") + ledger.read_bytes()[8:])
     for name in "abcdefgh":
         cache.put(name, memoryview(bytes(1000)))
     assert len(files(tmp_path)) == 8
+
+
+def test_files_are_counted_only_where_the_ledger_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Cache(tmp_path, 10_000)
+    first.put("a", memoryview(bytes(1000)))
+    counts: list[object] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: counts.append(path) or scan(path))
+    Cache(tmp_path, 10_000)
+    assert counts == []
+    Cache(tmp_path, 500)
+    assert len(counts) == 1
+    forget(tmp_path)
+    Cache(tmp_path, 10_000)
+    assert len(counts) == 2
+
+
+def test_a_ledger_from_before_the_machine_started_is_not_believed(tmp_path: Path) -> None:
+    Cache(tmp_path, 10_000).put("a", memoryview(bytes(3000)))
+    ledger = tmp_path / "ltx-samples" / "ledger"
+    ledger.write_bytes(bytes(8) + b"x" * 8)  # it says nothing is in use
+    cache = Cache(tmp_path, 10_000)
+    cache.put("b", memoryview(bytes(8000)))
+    assert used(tmp_path) == 8000
+
+
+def test_a_cache_that_is_closed_touches_no_file(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 10_000)
+    cache.close()
+    with open(tmp_path / "other", "w+b") as other:  # it takes the number that the ledger had
+        other.write(b"precious")
+        other.flush()
+        cache.put("a", memoryview(b"123"))
+        cache.close()
+        assert (tmp_path / "other").read_bytes() == b"precious"
+        os.fstat(other.fileno())
+    assert files(tmp_path / "cache") == []
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -186,6 +231,7 @@ def test_processes_that_share_a_cache_may_be_killed_at_any_moment(tmp_path: Path
         assert process.stdout.readline() == b"ready\n"
         return process
 
+    shared = os.listdir("/dev/shm")
     workers, said = [start(seed) for seed in range(3)], b""
     try:
         for seed in range(3, 13):
@@ -206,8 +252,10 @@ def test_processes_that_share_a_cache_may_be_killed_at_any_moment(tmp_path: Path
             worker.kill()
             said += worker.communicate()[0]
     assert said == b""
+    assert set(os.listdir("/dev/shm")) <= set(shared)
     for path in files(tmp_path, ".tmp"):
         os.utime(path, (0, 0))
+    forget(tmp_path)
     cache = Cache(tmp_path, limit)
     assert files(tmp_path, ".tmp") == []
     assert len(files(tmp_path)) > 10
