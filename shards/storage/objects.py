@@ -5,7 +5,9 @@ Credentials and endpoints come from the environment variables of each provider's
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -35,12 +37,14 @@ RETRY: RetryConfig = {
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
 }
+READ_TIMEOUT = timedelta(seconds=30)  # without a byte
 _INSIST_AFTER_S = (0.1, 0.3, 0.9)
 _PART = 8 << 20  # bytes of one part of an upload; S3 takes 10,000 of them
 _PARTS_AT_ONCE = 8
 # In the text, because a listing has no error of its own for them. Where no credentials are set, the last one, the
 # metadata service that machines of a cloud have, is asked for some.
 _DENIED = ("status code: 401", "status code: 403", "169.254.169.254", "metadata.google.internal")
+_PAST_END = "status code: 416"
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; AWS_SKIP_SIGNATURE=true if public",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -58,14 +62,14 @@ class ObjectStorage:
 
     def __init__(self, url: str, retry: RetryConfig = RETRY) -> None:
         """Raises InputError for a URL that cannot be one. Nothing is read yet."""
-        self.name = url
+        self.name = _masked(url)
         self._scheme = url.partition("://")[0]
         if self._scheme not in SCHEMES:
-            raise InputError(f"{url}: {self._scheme}:// is not known; use one of {', '.join(SCHEMES)}")
+            raise InputError(f"{self.name}: {self._scheme}:// is not known; use one of {', '.join(SCHEMES)}")
         try:
             self._store = _open(self._scheme, url, retry)
         except (BaseError, ValueError) as error:
-            raise InputError(f"{url}: not a usable address: {_cause(error)}") from error
+            raise InputError(f"{self.name}: not a usable address: {_cause(error)}") from error
 
     def read(self, path: str) -> bytes:
         """All bytes of an object."""
@@ -122,6 +126,13 @@ class ObjectStorage:
         except FileNotFoundError:
             return None
 
+    def move(self, path: str, target: str) -> None:
+        """Put an object in place under another name: a copy that the store makes, whole or not at all."""
+        self._check_writable(path)
+        with self._asked(path):
+            _insist(lambda: obstore.copy(self._store, path, target))
+        self.remove(path)
+
     def remove(self, path: str) -> None:
         """Take an object away, if it is there."""
         self._check_writable(path)
@@ -131,8 +142,16 @@ class ObjectStorage:
         except FileNotFoundError:
             pass
 
-    def sweep(self, folder: str) -> None:
-        """Nothing: what was not uploaded whole was never there."""
+    def sweep(self, folder: str, age: float = 0.0) -> None:
+        """Take away the clock's probes, which lie at the root; what was not uploaded whole was never there."""
+        if folder or self._scheme.startswith("http"):
+            return
+        with self._asked(folder):
+            found = _insist(lambda: obstore.list_with_delimiter(self._store)["objects"])
+        latest = self.clock() - age if found and age else math.inf
+        for entry in map(_entry, found):
+            if is_temporary(entry.path) and entry.modified < latest:
+                self.remove(entry.path)
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
@@ -151,9 +170,9 @@ class ObjectStorage:
         with self._asked(path):
             try:
                 data = obstore.get_range(self._store, path, start=offset, length=len(view))
-            except GenericError:
-                # Servers refuse a range that begins at or after the end.
-                if obstore.head(self._store, path)["size"] <= offset:
+            except GenericError as error:
+                # Servers refuse a range that begins at or after the end, and some others.
+                if _PAST_END in str(error) and obstore.head(self._store, path)["size"] <= offset:
                     return 0
                 raise
         # Unlike an assignment to the view, numpy's copy of a large array lets other threads run.
@@ -217,7 +236,7 @@ class ObjectStorage:
 
 def _open(scheme: str, url: str, retry: RetryConfig) -> ObjectStore:
     # A limit on a whole request would cut large downloads on slow lines; one that stands still is given up.
-    client: ClientConfig = {"timeout": "1h", "read_timeout": "30s"}
+    client: ClientConfig = {"timeout": "1h", "read_timeout": READ_TIMEOUT}
     if scheme.startswith("http"):
         client["allow_http"] = scheme == "http"
         return HTTPStore(url, client_options=client, retry_config=retry)
@@ -251,7 +270,12 @@ def _entry(meta: Mapping[str, Any]) -> Entry:
     return Entry(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
 
+def _masked(text: str) -> str:
+    """A text without the user names and passwords of the URLs in it."""
+    return re.sub(r"(?<=://)[^/\s?#]*@", "***@", text)
+
+
 def _cause(error: Exception) -> str:
     """One line of an error of obstore, whose text goes on with a dump of its structures."""
-    line = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    line = _masked(" ".join(str(error).partition("\n\nDebug source")[0].split()))
     return line if len(line) <= 400 else f"{line[:400]}..."

@@ -127,6 +127,7 @@ class Request(NamedTuple):
     method: str
     path: str
     range: str | None
+    at: float  # seconds, of the monotonic clock
 
 
 class Proxy:
@@ -186,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self, proxy: Proxy) -> None:
         """Pass one request on and its answer back, spoiled by the fault that meets it."""
         body = self._body()
-        fault = proxy.take(Request(self.command, self.path, self.headers.get("Range")))
+        fault = proxy.take(Request(self.command, self.path, self.headers.get("Range"), time.monotonic()))
         if fault and fault.kind == "stall":
             time.sleep(fault.seconds)
         if fault and fault.barrier:

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,57 @@ def test_a_lasting_fault_names_the_object_and_the_cause_in_one_line(
         READS[name][0](objects)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 700
+
+
+def test_retries_wait_longer_and_longer(objects: ObjectStorage, front: Proxy, bucket: str) -> None:
+    storage = ObjectStorage(f"{bucket}/set")  # as users have it
+    for ask, kind, least in ((storage.read, "status", (0.1, 0.1)), (storage.list, "truncate", (0.1, 0.3))):
+        front.requests.clear()
+        front.faults.append(Fault(kind, times=2))  # type: ignore[arg-type]
+        ask("file" if kind == "status" else "")
+        first, second, third = (request.at for request in front.requests)
+        assert second - first >= least[0]
+        assert third - second >= least[1]
+
+
+def test_a_server_that_stands_still_is_given_up_and_named(
+    front: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.storage.objects.READ_TIMEOUT", timedelta(seconds=0.4))
+    storage = ObjectStorage(f"{bucket}/set", QUICK | {"max_retries": 1})
+    storage.write("file", DATA)
+    front.faults.append(Fault("stall", "file", times=1, seconds=3))
+    assert part(storage) == DATA[1000:301_000]
+    front.requests.clear()
+    front.faults.append(Fault("stall", "file", times=2, methods=("GET", "HEAD"), seconds=3))
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"^{storage.name}/file: .*performing GET"):
+        part(storage)
+    assert time.monotonic() - began < 3
+    assert [request.method for request in front.requests] == ["GET", "GET"]
+
+
+def test_no_password_of_a_url_is_shown() -> None:
+    url = "http://me:secret@127.0.0.1:9/set"
+    storage = ObjectStorage(url, QUICK | {"max_retries": 0})
+    with pytest.raises(InputError, match=r"^http://\*\*\*@127.0.0.1:9/set/file: ") as error:
+        storage.read("file")
+    for refused in ("ftp://me:secret@host/set", "s3://me:secret@/set"):
+        with pytest.raises(InputError) as other:
+            ObjectStorage(refused)
+        assert "secret" not in str(other.value)
+    assert "secret" not in f"{storage.name} {error.value}"
+
+
+def test_probes_of_the_clock_that_were_left_are_swept(bucket: str) -> None:
+    storage = ObjectStorage(bucket)
+    for name in (".clock.1.tmp", "shards/.clock.2.tmp", "file"):
+        storage.write(name, b"")
+    storage.sweep("", age=3600)
+    assert storage.stat(".clock.1.tmp")
+    storage.sweep("")
+    left = (name for name in (".clock.1.tmp", "shards/.clock.2.tmp", "file") if storage.stat(name))
+    assert list(left) == ["shards/.clock.2.tmp", "file"]
 
 
 def test_a_listing_of_many_objects_is_whole(bucket: str) -> None:
