@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from shards.errors import InputError
+from shards.jsonl import from_lines, to_lines
 from shards.storage import Storage
 
 LEFT_OUT_NAME = "left_out.jsonl"
@@ -29,13 +29,11 @@ class LeftOut(NamedTuple):
 def read_left_out(storage: Storage) -> list[LeftOut]:
     """The list of a dataset, empty where there is none. Raises InputError when it cannot be read."""
     try:
-        lines = storage.read(LEFT_OUT_NAME).decode("utf-8").splitlines()
+        data = storage.read(LEFT_OUT_NAME)
     except FileNotFoundError:
         return []
-    except UnicodeDecodeError as error:
-        raise InputError(f"{storage.name}/{LEFT_OUT_NAME} is not text ({error}): remove it") from error
     try:
-        return [LeftOut(**json.loads(line)) for line in lines]
+        return [LeftOut(**record) for record in from_lines(data)]
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{storage.name}/{LEFT_OUT_NAME} is not a list of left-out samples ({error}): "
@@ -49,5 +47,4 @@ def write_left_out(storage: Storage, entries: Iterable[LeftOut]) -> None:
     if not unique:
         storage.remove(LEFT_OUT_NAME)
         return
-    lines = (json.dumps(entry._asdict(), ensure_ascii=False) + "\n" for entry in unique.values())
-    storage.write(LEFT_OUT_NAME, "".join(lines).encode("utf-8"))
+    storage.write(LEFT_OUT_NAME, to_lines(entry._asdict() for entry in unique.values()))

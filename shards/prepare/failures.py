@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shards.errors import InputError
+from shards.jsonl import from_lines, to_lines
 from shards.storage import Storage
 
 FAILURES_NAME = "failures.jsonl"
@@ -33,20 +34,25 @@ def reason_for(error: Exception) -> str:
 
 def write_failures(storage: Storage, failures: Iterable[Sequence[str]], path: str = FAILURES_NAME) -> None:
     """Replace the list at `path` by these (source, reason) pairs. Without any there is no file."""
-    lines = [json.dumps(Failure(*pair)._asdict(), ensure_ascii=False) + "\n" for pair in failures]
+    lines = to_lines(Failure(*pair)._asdict() for pair in failures)
     if lines:
-        storage.write(path, "".join(lines).encode())
+        storage.write(path, lines)
     elif storage.stat(path):
         storage.remove(path)
 
 
 def read_failures(storage: Storage, path: str = FAILURES_NAME) -> tuple[Failure, ...]:
-    """The list at `path`, empty where there is none."""
+    """The list at `path`, empty where there is none. Raises InputError when it cannot be read."""
     try:
-        lines = storage.read(path).decode().splitlines()
+        data = storage.read(path)
     except FileNotFoundError:
         return ()
-    return tuple(Failure(**json.loads(line)) for line in lines)
+    try:
+        return tuple(Failure(**record) for record in from_lines(data))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{storage.name}/{path} is not a list of what was left out ({error}): remove it"
+        ) from error
 
 
 def failures_table(failures: Sequence[Sequence[str]], title: str, column: str = "left out") -> Group:
