@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from shards.dataset.info import DatasetInfo, write_info
 from shards.dataset.left_out import read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
 from shards.dataset.opened import Dataset, open_dataset
+from shards.dataset.output import writing
 from shards.dataset.selection import by_shard, join, renamed
 from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.storage import Folder, Root, Storage, is_url, open_storage
 
 _CHUNK = 8 << 20  # bytes
+_HEAD = 64 << 10  # bytes that tell two shards of one size from each other
 
 
 @dataclass(frozen=True)
@@ -55,34 +57,31 @@ def merge(
     the same call again completes one that was interrupted. ``on_shard(total)`` is called after each shard.
 
     Raises InputError when the datasets come from different models, naming both fingerprints, when a key is in
-    two of them, or when ``out`` is one of ``roots`` or holds shards that no manifest lists.
+    two of them, when ``out`` is one of ``roots`` or holds shards but no manifest, or when another command writes
+    there now.
     """
     if not roots:
         raise InputError("merge: name the datasets to join")
     if any(_same_place(root, out) for root in roots):
         raise InputError(f"merge: {out} is both a source and the target; give --out another folder")
-    target = open_storage(out)
-    existing = open_dataset(out) if target.stat(MANIFEST_NAME) else None
     sources = [open_dataset(root) for root in roots]
-    datasets = [*([existing] if existing else []), *sources]
-    for other in datasets[1:]:
-        _check_model(datasets[0], other)
-    _check_keys(datasets)
-    first = _next_number(existing)
-    parts = [_moved(dataset, first + number) for number, dataset in enumerate(sources)]
-    moves = [move for dataset, part in zip(sources, parts, strict=True) for move in _moves(dataset, part)]
-    if existing is None:
-        _check_empty(target, moves)
-    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
-        linked = 0
-        for done in pool.map(lambda move: _place(move, target, copy), moves):
-            linked += done
-            on_shard(len(moves))
-    _carry_left_out(moves, target)
-    if existing is None:
-        write_info(out, _description(sources))
-    manifest = by_shard(join([*([existing.manifest] if existing else []), *parts]))
-    write_manifest(out, manifest)
+    _check_together(sources)
+    target = open_storage(out)
+    with writing(target):
+        existing = open_dataset(out) if target.stat(MANIFEST_NAME) else None
+        if existing:
+            _check_together([existing, *sources])
+        parts, moves = _numbered(sources, target, existing)
+        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+            linked = 0
+            for done in pool.map(lambda move: _place(move, target, copy), moves):
+                linked += done
+                on_shard(len(moves))
+        _carry_left_out(moves, target)
+        if existing is None:
+            write_info(out, _description(sources))
+        manifest = by_shard(join([*([existing.manifest] if existing else []), *parts]))
+        write_manifest(out, manifest)
     return MergeReport(manifest, len(moves), linked)
 
 
@@ -90,6 +89,12 @@ def _same_place(root: Root, out: Root) -> bool:
     if is_url(root) or is_url(out):
         return str(root).rstrip("/") == str(out).rstrip("/")
     return Path(root).resolve() == Path(out).resolve()
+
+
+def _check_together(datasets: Sequence[Dataset]) -> None:
+    for other in datasets[1:]:
+        _check_model(datasets[0], other)
+    _check_keys(datasets)
 
 
 def _check_model(one: Dataset, other: Dataset) -> None:
@@ -135,9 +140,56 @@ def _check_keys(datasets: Sequence[Dataset]) -> None:
     )
 
 
-def _next_number(existing: Dataset | None) -> int:
-    found = (re.match(rf"{SHARDS}/(\d+)-", name) for name in (existing.manifest.shards if existing else ()))
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+def _numbered(
+    sources: Sequence[Dataset], target: Storage, existing: Dataset | None
+) -> tuple[list[Manifest], list[_Move]]:
+    """The sources with their shards named as in the target, and how these get there.
+
+    The numbers go on after those of the manifest, where the same merge may have been interrupted, or after all
+    that are there where other shards have these numbers.
+    """
+    listed = {entry.path: entry.size for entry in target.list(SHARDS)}
+    known = set(existing.manifest.shards) if existing else set()
+    strays = {path: size for path, size in listed.items() if path not in known}
+    for taken in (known, listed):
+        first = _after(taken)
+        parts = [_moved(dataset, first + number) for number, dataset in enumerate(sources)]
+        moves = [move for dataset, part in zip(sources, parts, strict=True) for move in _moves(dataset, part)]
+        ours = {move.target: move for move in moves}
+        strange = [
+            path
+            for path, size in strays.items()
+            if (existing is None or _number(path) >= first)
+            and not (path in ours and _is_copy(ours[path], target, size))
+        ]
+        if existing is None and strange:
+            raise InputError(
+                f"{target.name}/{strange[0]} is in no manifest: run `ltx-shards index {target.name}` first, "
+                "or give --out an empty folder"
+            )
+        if not strange:
+            break
+    return parts, moves
+
+
+def _is_copy(move: _Move, target: Storage, size: int) -> bool:
+    """Whether a shard in the target is that of the source: it has its size, and its first samples."""
+    found = move.source.stat(move.name)
+    if found is None or found.size != size:
+        return False
+    heads = bytearray(min(size, _HEAD)), bytearray(min(size, _HEAD))
+    move.source.fill(move.name, 0, memoryview(heads[0]))
+    target.fill(move.target, 0, memoryview(heads[1]))
+    return heads[0] == heads[1]
+
+
+def _after(names: Iterable[str]) -> int:
+    return max((_number(name) + 1 for name in names), default=0)
+
+
+def _number(name: str) -> int:
+    match = re.match(rf"{SHARDS}/(\d+)-", name)
+    return int(match[1]) if match else -1
 
 
 def _moved(dataset: Dataset, number: int) -> Manifest:
@@ -148,16 +200,6 @@ def _moved(dataset: Dataset, number: int) -> Manifest:
 def _moves(dataset: Dataset, part: Manifest) -> list[_Move]:
     source = open_storage(dataset.root)
     return [_Move(source, *names) for names in zip(dataset.manifest.shards, part.shards, strict=True)]
-
-
-def _check_empty(target: Storage, moves: Sequence[_Move]) -> None:
-    ours = {move.target for move in moves}
-    strange = [entry.path for entry in target.list(SHARDS) if entry.path not in ours]
-    if strange:
-        raise InputError(
-            f"{target.name}/{strange[0]} is in no manifest: run `ltx-shards index {target.name}` first, "
-            "or give --out an empty folder"
-        )
 
 
 def _place(move: _Move, target: Storage, copy: bool) -> bool:

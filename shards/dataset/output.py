@@ -1,23 +1,26 @@
-"""A folder or URL that a new dataset is written into by one command: empty, or what an earlier attempt left there."""
+"""A folder or URL that one command at a time writes a dataset into."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.atomic import place
 from shards.dataset.info import INFO_NAME
 from shards.dataset.manifest import MANIFEST_NAME
 from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.storage import Folder, Root, Storage, open_storage
+from shards.storage.claims import Claims
 
 UNFINISHED_NAME = "unfinished.json"
 _WORKSPACE = ".unfinished"
+_CLAIM = "writing.json"
+_LEFT_S = 3600.0
 
 
 @contextmanager
@@ -26,15 +29,38 @@ def new_dataset(root: Root, command: str) -> Iterator[Storage]:
 
     A file ``unfinished.json`` is there meanwhile, and stays after an error: the next attempt, by whatever command,
     then removes the shards and begins anew. The block writes the manifest last, so one that is there is never
-    touched. Raises InputError when ``root`` holds a dataset, or shards that no such attempt left.
+    touched. Raises InputError when ``root`` holds a dataset, or shards that no such attempt left, or when another
+    command writes there now.
     """
     storage = open_storage(root)
-    _check(storage)
-    storage.write(UNFINISHED_NAME, json.dumps({"command": command}).encode())
-    for name in (INFO_NAME, *(entry.path for entry in storage.list(SHARDS))):
-        storage.remove(name)
-    yield storage
-    storage.remove(UNFINISHED_NAME)
+    with writing(storage):
+        _check(storage)
+        storage.write(UNFINISHED_NAME, json.dumps({"command": command}).encode())
+        storage.sweep(SHARDS)
+        for name in (INFO_NAME, *(entry.path for entry in storage.list(SHARDS))):
+            storage.remove(name)
+        yield storage
+        storage.remove(UNFINISHED_NAME)
+
+
+@contextmanager
+def writing(storage: Storage) -> Iterator[None]:
+    """Keep other commands from writing the dataset at ``storage`` inside the block.
+
+    What killed writers left there is taken away first, an hour after its last byte: `encode` may be at work.
+    Raises InputError naming the process that writes there now, and at the end when this one stood still for so
+    long that another took its place.
+    """
+    with Claims(storage, "") as claims:
+        _claim(storage, claims)
+        for folder in ("", SHARDS):
+            storage.sweep(folder, _LEFT_S)
+        yield
+        if not claims.keeps(_CLAIM):
+            raise InputError(
+                f"{storage.name}: this process stood still, and another wrote there meanwhile: "
+                f"run `ltx-shards doctor {storage.name}`"
+            )
 
 
 @contextmanager
@@ -59,18 +85,36 @@ def workspace(storage: Storage) -> Iterator[Path]:
 def move(file: Path, storage: Storage, path: str) -> None:
     """Take a file of a workspace to its place in ``storage``, in one step."""
     if isinstance(storage, Folder):
-        target = storage.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+        place(file, storage.root / path)
         return
     with open(file, "rb") as source, storage.writer(path) as sink:
         shutil.copyfileobj(source, sink, 8 << 20)
     file.unlink()
 
 
+def _claim(storage: Storage, claims: Claims) -> None:
+    while not claims.take(_CLAIM):
+        found = claims.look(_CLAIM, storage.clock())
+        if found is None:  # let go of in this moment
+            continue
+        if not found.stale:
+            raise InputError(
+                f"{storage.name} is being written by {found.holder or 'another process'}: wait until it is done, or "
+                f"stop it (one killed on another machine counts as dead after {claims.lease:.0f} s)"
+            )
+        if claims.take_over(_CLAIM, found):
+            return
+
+
 def _check(storage: Storage) -> None:
-    unfinished = storage.stat(UNFINISHED_NAME)
-    if storage.stat(MANIFEST_NAME) or (storage.stat(INFO_NAME) and not unfinished):
+    unfinished, manifest = storage.stat(UNFINISHED_NAME), storage.stat(MANIFEST_NAME)
+    if unfinished and manifest:
+        storage.remove(UNFINISHED_NAME)
+        raise InputError(
+            f"{storage.name} holds a complete dataset: an earlier attempt was stopped after its last step, and "
+            "nothing is left to do; for another dataset give another folder"
+        )
+    if manifest or (storage.stat(INFO_NAME) and not unfinished):
         raise InputError(f"{storage.name} already holds a dataset: give another folder")
     if storage.list(SHARDS) and not unfinished:
         raise InputError(

@@ -58,7 +58,7 @@ class Held(NamedTuple):
 
 
 class Claims:
-    """The claims of this process under `folder` of a storage.
+    """The claims of this process under `folder` of a storage ("": its root).
 
     A claim is stale when it was not renewed for `lease` seconds by the storage's own clock, or at once where its
     holder was a process of this machine that is gone. As a context manager: a thread renews what is held
@@ -139,6 +139,11 @@ class Claims:
         """Whether this process holds a claim, as far as it knows."""
         return name in self._held
 
+    def keeps(self, name: str) -> bool:
+        """Whether a claim is still ours by what the storage says."""
+        mine = self._held.get(name)
+        return mine is not None and self._is_mine(name, mine)
+
     def release(self, name: str) -> None:
         """Let go of a claim, if it is still ours."""
         # One that cannot be removed goes stale by itself; the error that brought us here matters more.
@@ -155,7 +160,7 @@ class Claims:
         return sum(death.at >= self._began or death.launch == self._launch != "" for death in found.deaths)
 
     def _path(self, name: str) -> str:
-        return f"{self._folder}/{name}"
+        return f"{self._folder}/{name}" if self._folder else name
 
     def _holder(self, name: str) -> Holder | None:
         try:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ from shards.dataset.opened import open_dataset
 from shards.doctor.diagnose import diagnose
 from shards.doctor.repair import repair
 from shards.errors import InputError
+from shards.formats import SHARDS
 from shards.geometry import Scale
 from shards.reader import Reader
+from shards.storage import open_storage
 from tests.support.damage import flip
 from tests.support.datasets import write_dataset
 from tests.support.servers import make_bucket, s3_environment, s3_server
@@ -89,11 +93,61 @@ def test_an_interrupted_merge_is_completed_by_the_same_call(tmp_path: Path) -> N
     shutil.copytree(tmp_path / "whole", tmp_path / "out")
     for name in (MANIFEST_NAME, "dataset.json"):
         (tmp_path / "out" / name).unlink()
-    (tmp_path / "out/shards/00-000000.tar").write_bytes(b"half")
+    (tmp_path / "out/shards/00-000000.tar").unlink()
     merge([a, b], tmp_path / "out")
     for path in (tmp_path / "whole").rglob("*.*"):
         assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_an_interrupted_addition_is_completed_by_the_same_call(tmp_path: Path) -> None:
+    a, b, c = (part(tmp_path / name, name, seed=seed) for seed, name in enumerate("abc"))
+    merge([a], tmp_path / "out")
+    before = (tmp_path / "out" / MANIFEST_NAME).read_bytes()
+    names = {entry.path for entry in open_storage(tmp_path / "out").list(SHARDS)}
+    merge([b, c], tmp_path / "out")
+    after = {entry.path for entry in open_storage(tmp_path / "out").list(SHARDS)}
+    (tmp_path / "out" / MANIFEST_NAME).write_bytes(before)
+    (tmp_path / "out" / min(after - names)).unlink()
+    merge([b, c], tmp_path / "out")
+    assert {entry.path for entry in open_storage(tmp_path / "out").list(SHARDS)} == after
+    assert len(latents(tmp_path / "out")) == 15
+
+
+def test_shards_that_no_manifest_lists_are_not_written_over(tmp_path: Path) -> None:
+    a, b, c = (part(tmp_path / name, name, seed=seed) for seed, name in enumerate("abc"))
+    merge([a], tmp_path / "out")
+    before = (tmp_path / "out" / MANIFEST_NAME).read_bytes()
+    merge([b], tmp_path / "out")
+    (tmp_path / "out" / MANIFEST_NAME).write_bytes(before)  # those of b have names and sizes like those of c
+    merge([c], tmp_path / "out")
+    assert latents(tmp_path / "out").keys() == latents(a).keys() | latents(c).keys()
+    index(tmp_path / "out")
+    assert len(latents(tmp_path / "out")) == 15
+
+
+def test_two_merges_into_one_place_lose_nothing(tmp_path: Path) -> None:
+    roots = [part(tmp_path / name, name, seed=seed) for seed, name in enumerate("abcd")]
+    merge([roots[0]], tmp_path / "out")
+    begun, go = threading.Barrier(2), threading.Event()
+
+    def slowly(total: int) -> None:
+        if not go.is_set():
+            begun.wait(20)
+            assert go.wait(20)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(merge, [roots[1]], tmp_path / "out", on_shard=slowly)
+        begun.wait(20)
+        with pytest.raises(
+            InputError, match=rf"out is being written by process {os.getpid()} on .*: wait until"
+        ):
+            merge([roots[2]], tmp_path / "out")
+        go.set()
+        first.result()
+    merge(roots[2:], tmp_path / "out")
+    assert len(latents(tmp_path / "out")) == 20
+    assert diagnose(tmp_path / "out").findings.listed() == []
 
 
 def test_a_missing_shard_leaves_no_manifest(tmp_path: Path) -> None:
