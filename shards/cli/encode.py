@@ -37,8 +37,10 @@ _short = typer.Option(help="Videos shorter than every video bucket: leave them o
 _downscale = typer.Option(help="Encode references with sides this many times smaller.")
 _rows = typer.Option(help="Rows of the table that go into one shard.")
 _seed = typer.Option(help="Seed of the latents' noise and of random crops.")
-_workers = typer.Option(help="Processes to start here; unset: one, or the rank that torchrun or srun gave.")
-_worker = typer.Option(hidden=True, help="Which of the workers this is.")
+_workers = typer.Option(
+    help="Processes to start here, on a CPU one for each core; unset: one, or the rank that torchrun or srun gave."
+)
+_worker = typer.Option(help="Which of the --workers this process is, from 0, where no launcher says so.")
 _device = typer.Option(help="auto, cpu or cuda; each worker of a host takes the next GPU.")
 _dtype = typer.Option(help="Of the networks: auto, bfloat16, float16 or float32.")
 _tiling = typer.Option(help="Encode in tiles: less memory, slower.")
@@ -47,7 +49,12 @@ _swap = typer.Option(help="Keep only one of text encoder and VAE on the GPU at a
 _8bit = typer.Option(
     "--text-encoder-8bit", "--load-text-encoder-in-8bit", help="Half its memory; needs bitsandbytes."
 )
-_threads = typer.Option(help="Clips that are decoded at a time, ahead of the VAE.")
+_threads = typer.Option(
+    help="Clips decoded at a time, ahead of the VAE; so many windows and 3 more are in memory (89 frames of "
+    "768x448: 92 MB, and as much for each reference)."
+)
+_patience = typer.Option(help="Minutes for the next frames of a clip; then its process is given up.")
+_retry = typer.Option(help="Make the shards again that rows are missing from, to try these once more.")
 
 
 def encode(
@@ -74,10 +81,13 @@ def encode(
     swap_models: Annotated[bool, _swap] = False,
     text_encoder_8bit: Annotated[bool, _8bit] = False,
     decode_threads: Annotated[int, _threads] = 4,
+    patience: Annotated[float, _patience] = 30.0,
+    retry_failed: Annotated[bool, _retry] = False,
 ) -> None:
     """Encode raw clips and captions into a dataset of latents and text embeddings.
 
-    After a crash run the same command again, with any number of workers: what is complete is kept.
+    Run the same command again, with any number of workers, after a crash, which keeps what is complete, and after
+    files of the table were replaced, which makes their shards again.
     """
     from shards.geometry import Bucket
     from shards.prepare.encode.options import EncodeOptions
@@ -101,6 +111,8 @@ def encode(
         swap_models=swap_models,
         text_encoder_8bit=text_encoder_8bit,
         decode_threads=decode_threads,
+        patience_s=60 * patience,
+        retry_failed=retry_failed,
     )
     me = this_worker(os.environ, worker, workers)
     _encode(dataset, model, out, Bucket.parse_list(buckets), options, me, workers or 1)

@@ -1,21 +1,73 @@
-"""Several sources run ahead of their use in threads, each into a small buffer; their parts come in order."""
+"""Several sources run ahead of their use in threads, few of their parts at a time; parts come in order."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from queue import Full, Queue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
-_LOOK_S = 0.1  # how often a thread whose buffer is full looks whether the block was left
+_OF_ONE = 2  # parts of one item alive, at most
+ALIVE_MORE = 2  # parts alive, at most, beside one for each thread
+
+
+class Standstill(Exception):
+    """Nothing came of an item for longer than it should take; its thread cannot be ended."""
+
+    def __init__(self, item: object) -> None:
+        super().__init__(f"nothing comes of {item}")
+        self.item = item
 
 
 class _End(NamedTuple):
     error: BaseException | None
+
+
+class _Budget:
+    """Leave to make parts: one for each thread and one more, and one for the item whose turn it is, always."""
+
+    def __init__(self, threads: int) -> None:
+        self._most = threads + ALIVE_MORE - 1
+        self._alive: Counter[int] = Counter()  # parts of an item that are being made, wait or are in use
+        self._turn = 0
+        self._left = False
+        self._changed = threading.Condition()
+
+    def take(self, number: int) -> bool:
+        """Wait until a part of item `number` may be made; False where the block was left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or self._is_free(number))
+            self._alive[number] += 1
+            return not self._left
+
+    def give(self, number: int) -> None:
+        """A part of item `number` is done with."""
+        with self._changed:
+            self._alive[number] -= 1
+            self._changed.notify_all()
+
+    def turn(self, number: int) -> None:
+        """The parts of item `number` are wanted now."""
+        with self._changed:
+            self._turn = number
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Nothing more is wanted."""
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+
+    def _is_free(self, number: int) -> bool:
+        of_it = self._alive[number]
+        if number == self._turn and not of_it:
+            return True
+        return of_it < _OF_ONE and self._alive.total() < self._most
 
 
 @contextmanager
@@ -24,7 +76,7 @@ def running_ahead(
     parts: Callable[[T], Generator[U, None, None]],
     *,
     threads: int,
-    room: int = 1,
+    patience_s: float | None = None,
     name: str = "ahead",
 ) -> Iterator[Iterator[tuple[T, U]]]:
     """Give an iterator over `(item, part)` for each part of each item, in order.
@@ -32,49 +84,65 @@ def running_ahead(
         with running_ahead(rows, decode, threads=4) as windows:
             for row, window in windows: ...
 
-    The parts of `threads` items are made at a time, beginning when the block is entered; of each item
-    `room + 1` parts wait at most, so an item may have any number of them. An error of `parts` is raised in
-    its turn. Leaving the block ends the threads.
+    The parts of `threads` items are made at a time, beginning when the block is entered. At most `threads +
+    ALIVE_MORE` parts are alive: being made, waiting, or the one given last. An error of `parts` is raised in its
+    turn, and `Standstill` where the next part does not come within `patience_s` of being asked for. Leaving
+    the block ends the threads, but for one that stands still.
     """
-    leaving = threading.Event()
+    budget = _Budget(threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     # The pool begins items in order, so the one whose turn it is always runs or has run.
-    waiting: list[tuple[T, Queue[U | _End]]] = [(item, Queue(room)) for item in items]
-    for item, queue in waiting:
-        pool.submit(_fill, parts, item, queue, leaving)
+    waiting: list[tuple[T, SimpleQueue[U | _End]]] = [(item, SimpleQueue()) for item in items]
+    for number, (item, queue) in enumerate(waiting):
+        pool.submit(_fill, parts, number, item, queue, budget)
+    standing = False
     try:
-        yield _in_order(waiting)
+        yield _in_order(waiting, budget, patience_s)
+    except Standstill:
+        standing = True
+        raise
     finally:
-        leaving.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        budget.leave()
+        pool.shutdown(wait=not standing, cancel_futures=True)
 
 
 def _fill(
-    parts: Callable[[T], Generator[U, None, None]], item: T, queue: Queue[U | _End], leaving: threading.Event
+    parts: Callable[[T], Generator[U, None, None]],
+    number: int,
+    item: T,
+    queue: SimpleQueue[U | _End],
+    budget: _Budget,
 ) -> None:
-    def put(entry: U | _End) -> bool:
-        while not leaving.is_set():
-            try:
-                queue.put(entry, timeout=_LOOK_S)
-            except Full:
-                continue
-            return True
-        return False
-
     try:
         with closing(parts(item)) as found:
-            for part in found:
-                if not put(part):
-                    return
+            while budget.take(number):
+                try:
+                    part = next(found)
+                except StopIteration:
+                    break
+                queue.put(part)
+                del part  # it counts as given once the next is asked for
     except BaseException as error:
-        put(_End(error))
-        return
-    put(_End(None))
+        queue.put(_End(error))
+    else:
+        queue.put(_End(None))
 
 
-def _in_order(waiting: Sequence[tuple[T, Queue[U | _End]]]) -> Iterator[tuple[T, U]]:
-    for item, queue in waiting:
-        while not isinstance(entry := queue.get(), _End):
+def _in_order(
+    waiting: Sequence[tuple[T, SimpleQueue[U | _End]]], budget: _Budget, patience_s: float | None
+) -> Iterator[tuple[T, U]]:
+    for number, (item, queue) in enumerate(waiting):
+        budget.turn(number)
+        while True:
+            try:
+                entry = queue.get(timeout=patience_s)
+            except Empty:
+                raise Standstill(item) from None
+            if isinstance(entry, _End):
+                budget.give(number)
+                break
             yield item, entry
+            del entry
+            budget.give(number)
         if entry.error is not None:
             raise entry.error

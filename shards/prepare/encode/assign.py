@@ -57,17 +57,19 @@ def check_buckets(buckets: Sequence[Bucket], scale: Scale) -> None:
 
 
 def choose_bucket(info: ClipInfo, buckets: Sequence[Bucket]) -> Bucket | None:
-    """Of the longest buckets the clip fills, the nearest in aspect, then in area; None if it fills none."""
-    filled = [bucket for bucket in buckets if bucket.frames <= info.frames]
-    longest = max((bucket.frames for bucket in filled), default=0)
+    """Of the buckets the clip fills, the one that keeps most of it, then the nearest in area; None if it fills none.
 
-    def distance(bucket: Bucket) -> tuple[float, float]:
-        aspect = bucket.width / bucket.height * info.height / info.width
+    What a bucket keeps is the share of the picture that is left when it is cut to the bucket's shape, times
+    the bucket's frames: a tenth of the picture weighs as much as a tenth of the time.
+    """
+
+    def loss(bucket: Bucket) -> tuple[float, int, float]:
+        aspect = (bucket.width * info.height) / (bucket.height * info.width)
         area = bucket.width * bucket.height / (info.width * info.height)
-        # Rounded, so that buckets of one shape tie and the area decides.
-        return round(abs(math.log(aspect)), 6), abs(math.log(area))
+        # Rounded, so that buckets of one shape and length tie and the area decides.
+        return -round(min(aspect, 1 / aspect) * bucket.frames, 6), -bucket.frames, abs(math.log(area))
 
-    return min((bucket for bucket in filled if bucket.frames == longest), key=distance, default=None)
+    return min((bucket for bucket in buckets if bucket.frames <= info.frames), key=loss, default=None)
 
 
 def starts(frames: int, length: int, most: int | None, step: int = 1) -> list[int]:
@@ -84,13 +86,15 @@ def starts(frames: int, length: int, most: int | None, step: int = 1) -> list[in
     return [step * (number * room // (count - 1)) for number in range(count)] if count > 1 else [0]
 
 
-def assign(row: Row, rules: Rules) -> Clip | Failure:
-    """What to make of a row, from its files' headers.
+def assign(row: Row, rules: Rules, frames: int | None = None) -> Clip | Failure:
+    """What to make of a row, from its files' headers; `frames` where the clip has other than its header says.
 
     A row stands or falls as a whole: clip, caption and references stay together.
     """
     try:
         info = probe(row.media)
+        if frames is not None:
+            info = info._replace(frames=frames)
         bucket = _bucket(row, info, rules)
         references = tuple(pair(info, bucket, path, rules.scale) for path in row.references)
     except ClipError as error:

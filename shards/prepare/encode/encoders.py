@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -132,6 +133,27 @@ def choose_device(name: str, local: int) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used: {first}") from error
+
+
+@contextmanager
+def computing_alike(device: torch.device) -> Iterator[None]:
+    """Compute on a CPU in one thread: the last bits of sums depend on their number, which launchers set."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def hardware(device: torch.device) -> str:
+    """What the last bits of results depend on: the kind of GPU, or what the CPU can do."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -79,6 +79,7 @@ def _encode(vae: AutoencoderKLLTXVideo, parts: Sequence[_Part]) -> list[Tensor]:
     except torch.OutOfMemoryError as error:
         frames, height, width = parts[0].frames.shape[:3]
         raise InputError(
-            f"{len(parts)} clip(s) of {width}x{height}x{frames} do not fit the memory of {vae.device}: try "
-            "--vae-batch 1, --swap-models, --text-encoder-8bit or --vae-tiling, in another output folder"
+            f"{len(parts)} clip(s) of {width}x{height}x{frames} do not fit the memory of {vae.device}: run the same "
+            "command with --swap-models, or on a GPU with more memory, which keeps what is done; or write to "
+            "another folder with --vae-batch 1, --text-encoder-8bit or --vae-tiling, which give other bytes"
         ) from error

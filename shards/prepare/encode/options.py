@@ -41,6 +41,8 @@ class EncodeOptions:
     text_encoder_8bit: bool = False
     max_text_tokens: int = 256
     decode_threads: int = 4  # clips that are decoded at a time
+    patience_s: float = 1800.0  # for the next frames of a clip, until its process is given up
+    retry_failed: bool = False  # do the shards again that rows are missing from
 
 
 def check(options: EncodeOptions) -> None:
@@ -51,8 +53,9 @@ def check(options: EncodeOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} must be at least 1")
-    if options.decode_threads < 1:
-        raise InputError(f"decode_threads {options.decode_threads} must be at least 1")
+    for name in ("decode_threads", "patience_s"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} {getattr(options, name)} must be at least 1")
     if options.swap_models and options.text_encoder_8bit:
         raise InputError("swap_models cannot move an 8-bit text encoder off the GPU: use one of both")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,19 @@ from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.geometry import Bucket
 from shards.prepare.encode.assign import Rules, check_buckets
-from shards.prepare.encode.encoders import Encoders, choose_device, choose_dtype, load_encoders
+from shards.prepare.encode.encoders import (
+    Encoders,
+    choose_device,
+    choose_dtype,
+    computing_alike,
+    load_encoders,
+)
 from shards.prepare.encode.models import load_vae
-from shards.prepare.encode.options import EncodeOptions, check, identity
+from shards.prepare.encode.options import EncodeOptions, check
+from shards.prepare.encode.options import identity as options_identity
 from shards.prepare.encode.pairing import check_downscale
 from shards.prepare.encode.report import EncodeReport
-from shards.prepare.encode.units import encode_unit, stored_rows
+from shards.prepare.encode.units import encode_unit, file_sizes, publish, stored_rows
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.failures import FAILURES_NAME, Failure, read_failures, write_failures
 from shards.prepare.tables.table import Row, check_media, digest, read_table
@@ -31,8 +40,15 @@ from shards.prepare.work.workers import Worker
 from shards.storage import Root, Storage, open_storage
 
 JOB = ".encode"
+ATTEMPTS = f"{JOB}/attempts"
 DEFAULTS = EncodeOptions()
 ALONE = Worker()
+_ANEW_S = 30.0  # that workers wait for the first one where all rows failed the last time
+_LOOK_S = 0.2
+_OTHER_TABLE = (
+    "encode the table as it was. New rows: put them into a table of their own, encode it into another folder and "
+    "join both with `ltx-shards merge`. Other captions, or fewer rows: encode into another folder"
+)
 
 
 def encode(
@@ -62,35 +78,57 @@ def encode(
     storage = open_storage(out)
     encoders = _load(model, buckets, options, worker)
     size = options.rows_per_shard
-    job = Job(storage, JOB, -(-len(rows) // size), _identity(dataset_file, rows, buckets, options, encoders))
+    identity = _identity(dataset_file, rows, buckets, options, encoders)
+    job = Job(
+        storage, JOB, -(-len(rows) // size), identity, cures={"rows": _OTHER_TABLE, "table": _OTHER_TABLE}
+    )
+
+    def of(unit: int) -> Sequence[Row]:
+        return rows[unit * size : (unit + 1) * size]
+
+    if again := job.reopen(lambda unit, result: _is_stale(of(unit), result, options.retry_failed), worker):
+        why = "rows failed or files changed" if options.retry_failed else "files changed"
+        print(f"{out}: {again} shards are made again: {why}", file=sys.stderr)
     was_complete = job.result() is not None
     rules = Rules(tuple(buckets), encoders.scale, options.windows, options.short_videos)
-    with progress_bar(quiet=worker.index > 0) as progress:
+    with progress_bar(quiet=worker.index > 0) as progress, computing_alike(encoders.device):
         bar = progress.add_task("Encoding clips", total=len(rows))
 
         def on_units(done: int, total: int) -> None:
             progress.update(bar, completed=min(done * size, len(rows)))
 
-        def do(unit: int) -> dict[str, Any]:
-            chosen = rows[unit * size : (unit + 1) * size]
+        def do(unit: int, careful: bool = False) -> dict[str, Any]:
             # Again: whoever began looked at all files, this keeps a disk that is away now out of the failures.
-            check_media(dataset_file, chosen)
+            check_media(dataset_file, _away(of(unit)))
             on_row = partial(progress.advance, bar)
-            return encode_unit(storage, unit, chosen, encoders, rules, options, on_row)
+            return encode_unit(
+                storage, ATTEMPTS, unit, of(unit), encoders, rules, options, on_row, careful=careful
+            )
 
-        def describe(unit: int) -> str:
-            chosen = rows[unit * size : (unit + 1) * size]
-            return f"{chosen[0].source} to {chosen[-1].source}"
-
-        def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
-            return _finish(out, storage, results, encoders.describe)
-
-        result = job.run(worker, do, finish, on_units, describe)
+        result = job.run(
+            worker,
+            do,
+            lambda results: _finish(out, storage, results, encoders.describe),
+            on_units,
+            lambda unit: f"{of(unit)[0].source} to {of(unit)[-1].source}",
+            careful=partial(do, careful=True),
+            settle=partial(publish, storage),
+        )
     failures = read_failures(storage)
     if not result["samples"]:
         raise _nothing(dataset_file, failures)
-    seconds = time.perf_counter() - started
-    return EncodeReport(out, **{**result, "failures": failures}, was_complete=was_complete, seconds=seconds)
+    return EncodeReport(
+        table=dataset_file,
+        out=out,
+        samples=result["samples"],
+        buckets=result["buckets"],
+        failures=failures,
+        cut_captions=result["cut_captions"],
+        empty_captions=tuple(result["empty_captions"]),
+        hardware=tuple(result["hardware"]),
+        was_complete=was_complete,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def check_request(
@@ -115,12 +153,21 @@ def check_request(
 
 def _begun(storage: Storage, worker: Worker) -> bool:
     """Whether a job was begun here. Raises InputError where there is a dataset that no job made."""
-    if storage.stat(f"{JOB}/job.json"):
-        if worker.index or not storage.stat(f"{JOB}/result.json") or _holds_data(storage):
+    described = f"{JOB}/job.json"
+    if begun := storage.stat(described):
+        if not storage.stat(f"{JOB}/result.json") or _holds_data(storage):
             return True
-        # All rows failed the last time. What was wrong, files or options, will be different now.
-        for entry in reversed(storage.list(JOB)):
-            storage.remove(entry.path)
+        # All rows failed the last time. What was wrong, files or options, will be different now: the first worker
+        # begins anew, the others wait for that.
+        if worker.index:
+            until = time.monotonic() + _ANEW_S
+            while storage.stat(described) == begun and time.monotonic() < until:
+                time.sleep(_LOOK_S)
+            return True
+        for entry in storage.list(JOB):
+            if entry.path != described:
+                storage.remove(entry.path)
+        storage.remove(described)
     elif _holds_data(storage):
         raise InputError(
             f"{storage.name} already holds a dataset, or a part of one: give another folder, or remove it first"
@@ -155,20 +202,51 @@ def _identity(
     """All that the bytes of the dataset depend on."""
     return {
         "work": "encode",
+        "rows": len(rows),
         "table": digest(dataset_file, rows),
-        "model": encoders.model,
         "buckets": ",".join(map(str, buckets)),
         "vae": encoders.vae_fingerprint,
         "text_encoder": encoders.text_fingerprint,
+        "device": encoders.device.type,
         "dtype": str(encoders.vae.dtype).removeprefix("torch."),
-        **identity(options),
+        **options_identity(options),
     }
+
+
+def _is_stale(rows: Sequence[Row], result: Mapping[str, Any], retry_failed: bool) -> bool:
+    """Whether a unit is to be done again: one of its files changed its size or came back, or a row failed.
+
+    What was there and is gone now keeps it: it could not be done again.
+    """
+    then, now = (list(chain(*sizes)) for sizes in (result["sizes"], file_sizes(rows)))
+    if any(size is None and before is not None for before, size in zip(then, now, strict=True)):
+        return False
+    return then != now or (retry_failed and bool(result["failures"]))
+
+
+def _away(rows: Sequence[Row]) -> list[Row]:
+    """Rows that miss a file together with all that was in its folder."""
+
+    def is_away(path: Path) -> bool:
+        return not path.is_file() and not (path.parent.is_dir() and any(path.parent.iterdir()))
+
+    return [row for row in rows if any(map(is_away, (row.media, *row.references)))]
 
 
 def _finish(
     out: Root, storage: Storage, results: Sequence[dict[str, Any]], describe: Callable[[], DatasetInfo]
 ) -> dict[str, Any]:
-    """Everything beside the shards, from the results of all units; `dataset.json` comes last."""
+    """Everything beside the shards, from the results of all units; `dataset.json` comes last.
+
+    Shards too whose worker was killed before it put them in place.
+    """
+    attempts = {entry.path for entry in storage.list(ATTEMPTS)}
+    for unit, result in enumerate(results):
+        if result["attempt"] in attempts:
+            publish(storage, unit, result, result)
+    for path in attempts - {result["attempt"] for result in results}:
+        storage.remove(path)
+    storage.sweep(ATTEMPTS)
     rows = [row for unit, result in enumerate(results) for row in stored_rows(unit, result)]
     failures = [entry for result in results for entry in result["failures"]]
     write_failures(storage, failures)
@@ -179,13 +257,13 @@ def _finish(
     if rows:
         write_manifest(out, Manifest.from_rows(rows))
         write_info(out, describe())
-    storage.sweep(SHARDS)
     return {
         "samples": len(rows),
         "buckets": counts,
         "failures": len(failures),
         "cut_captions": sum(result["cut_captions"] for result in results),
-        "empty_captions": sum(result["empty_captions"] for result in results),
+        "empty_captions": [source for result in results for source in result["empty_captions"]],
+        "hardware": sorted({result["hardware"] for result in results}),
     }
 
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.formats import SHARDS
 from shards.formats.meta import sample_json
 from shards.formats.row import Row as Stored
 from shards.formats.sample import payload
-from shards.formats.tar import scan_shard, write_shard
+from shards.formats.tar import write_shard
 from shards.geometry import Grid
-from shards.prepare.encode.ahead import running_ahead
+from shards.prepare.encode.ahead import Standstill, running_ahead
 from shards.prepare.encode.assign import Rules
-from shards.prepare.encode.cut import Decoded, decode
-from shards.prepare.encode.encoders import Encoders
+from shards.prepare.encode.cut import Decoded, Reading, decode, drop
+from shards.prepare.encode.encoders import Encoders, hardware
 from shards.prepare.encode.latents import batches, encode_batch
 from shards.prepare.encode.options import EncodeOptions
 from shards.prepare.encode.text import prompt_of
 from shards.prepare.failures import Failure
 from shards.prepare.tables.table import Row
+from shards.prepare.work.shift import abandon
+from shards.prepare.work.trial import deadly
 from shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -40,57 +44,27 @@ class _Tally:
     failures: list[Failure] = field(default_factory=list)
     buckets: Counter[str] = field(default_factory=Counter)
     cut: set[str] = field(default_factory=set)  # keys of rows
-    uncaptioned: set[str] = field(default_factory=set)
+    uncaptioned: dict[str, str] = field(default_factory=dict)  # their sources by their keys
 
 
 def encode_unit(
     storage: Storage,
+    attempts: str,
     number: int,
     rows: Sequence[Row],
     encoders: Encoders,
     rules: Rules,
     options: EncodeOptions,
     on_row: Callable[[], None],
+    careful: bool = False,
 ) -> dict[str, Any]:
-    """Write the samples of `rows` into shard `number`; none where no row can be encoded. Plain values for JSON.
+    """Write the samples of `rows` for shard `number`; none where no row can be encoded. Plain values for JSON.
 
-    `on_row` is called as rows go by. The same rows and encoders give the same shard and the same result.
+    The tar lies in `attempts`, under a name of its own, until `publish` gives it its place. `on_row` is called as
+    rows go by. The same rows and encoders give the same shard. `careful` first decodes the rows in another
+    process, so that one that kills its process is a failure like others.
     """
-    tally = _Tally()
-    name = f"{SHARDS}/{number:06d}.tar"
-    with closing(_samples(rows, encoders, rules, options, tally, on_row)) as samples:
-        first = next(samples, None)
-        written = [] if first is None else _write(storage, name, chain([first], samples))
-    return {
-        "rows": [_as_list(row) for row in written],
-        "failures": [list(entry) for entry in tally.failures],
-        "buckets": dict(tally.buckets),
-        "cut_captions": len(tally.cut),
-        "empty_captions": len(tally.uncaptioned),
-    }
-
-
-def stored_rows(number: int, result: dict[str, Any]) -> list[Stored]:
-    """Rows of the manifest out of the result of unit `number`."""
-    return [_from_list(f"{SHARDS}/{number:06d}.tar", values) for values in result["rows"]]
-
-
-def _write(storage: Storage, name: str, samples: Iterable[Sample]) -> list[Stored]:
-    try:
-        return write_shard(storage, name, samples)
-    except FileNotFoundError:
-        # This worker stood still so long that another did the unit, ended the job and cleared what we had begun.
-        return scan_shard(storage, name)
-
-
-def _samples(
-    rows: Sequence[Row],
-    encoders: Encoders,
-    rules: Rules,
-    options: EncodeOptions,
-    tally: _Tally,
-    on_row: Callable[[], None],
-) -> Generator[Sample, None, None]:
+    sizes = file_sizes(rows)
     read = partial(
         decode,
         rules=rules,
@@ -98,8 +72,89 @@ def _samples(
         reshape_mode=options.reshape_mode,
         reference_downscale=options.reference_downscale,
     )
+    killers = deadly(partial(drop, read), rows, options.patience_s) if careful else {}
+    bad = {rows[index].key: f"the process died while reading it: {how}" for index, how in killers.items()}
+    tally = _Tally()
+    attempt = f"{attempts}/{number:06d}.{secrets.token_hex(4)}.tar"
+    try:
+        with closing(_samples(rows, partial(_read, read, bad), encoders, options, tally, on_row)) as samples:
+            first = next(samples, None)
+            written = [] if first is None else write_shard(storage, attempt, chain([first], samples))
+    except Standstill as error:
+        row: Row = error.item  # type: ignore[assignment]
+        abandon(
+            f"{row.source}: nothing came of it for {options.patience_s / 60:g} minutes, so this worker ends. Another "
+            "goes on with its rows, or the same command does"
+        )
+    return {
+        "attempt": attempt if written else None,
+        "rows": [_as_list(row) for row in written],
+        "failures": [list(entry) for entry in tally.failures],
+        "buckets": dict(tally.buckets),
+        "cut_captions": len(tally.cut),
+        "empty_captions": list(tally.uncaptioned.values()),
+        "sizes": sizes,
+        "hardware": hardware(encoders.device),
+    }
+
+
+def publish(storage: Storage, number: int, made: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Put the tar of the recorded attempt in its place as shard `number`, and take away another that was made.
+
+    So a shard and its record agree, whoever else did the unit too. May be called again, and by several.
+    """
+    if made["attempt"] and made["attempt"] != recorded["attempt"]:
+        storage.remove(made["attempt"])
+    name = shard_name(number)
+    if recorded["attempt"] is None:
+        storage.remove(name)  # of rows that could be encoded once
+        return
+    # Where it is gone it was put in place already.
+    with suppress(FileNotFoundError):
+        storage.move(recorded["attempt"], name)
+
+
+def shard_name(number: int) -> str:
+    """Path of shard `number` in the dataset."""
+    return f"{SHARDS}/{number:06d}.tar"
+
+
+def file_sizes(rows: Iterable[Row]) -> list[list[int | None]]:
+    """Bytes of the clip of each row and of its references, None for what is not there."""
+
+    def size(path: Path) -> int | None:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return None
+
+    return [[size(path) for path in (row.media, *row.references)] for row in rows]
+
+
+def stored_rows(number: int, result: dict[str, Any]) -> list[Stored]:
+    """Rows of the manifest out of the result of unit `number`."""
+    return [_from_list(shard_name(number), values) for values in result["rows"]]
+
+
+def _read(read: Reading, bad: Mapping[str, str], row: Row) -> Generator[Decoded | Failure, None, None]:
+    """Decode a row, unless it is known to be deadly."""
+    if row.key in bad:
+        yield Failure(row.source, bad[row.key])
+    else:
+        yield from read(row)
+
+
+def _samples(
+    rows: Sequence[Row],
+    read: Reading,
+    encoders: Encoders,
+    options: EncodeOptions,
+    tally: _Tally,
+    on_row: Callable[[], None],
+) -> Generator[Sample, None, None]:
+    threads, patience_s = options.decode_threads, options.patience_s
     # Decoding goes on in other threads while the networks work: both leave the interpreter lock.
-    with running_ahead(rows, read, threads=options.decode_threads, name="decode") as parts:
+    with running_ahead(rows, read, threads=threads, patience_s=patience_s, name="decode") as parts:
         texts = encoders.embed(prompt_of(row.caption, options.id_token) for row in rows)
         vae = encoders.ready_vae()
         for batch in batches(_successes(parts, tally, on_row), options.vae_batch):
@@ -115,7 +170,7 @@ def _samples(
                 if text.cut:
                     tally.cut.add(row.key)
                 if not row.caption:
-                    tally.uncaptioned.add(row.key)
+                    tally.uncaptioned[row.key] = row.source
                 tally.buckets[str(sample.clip.bucket)] += 1
                 yield _sample(sample, prompt, {**tensors, "prompt_embeds": text.embeds})
 

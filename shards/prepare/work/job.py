@@ -11,12 +11,14 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.work.shift import Shift, Task
+from shards.prepare.work.shift import Result, Shift, Task
 from shards.prepare.work.workers import Worker
 from shards.storage import Storage
 from shards.storage.claims import LEASE_S, Claims
@@ -25,6 +27,8 @@ from shards.stream import stream
 _FORMAT = 1
 _LAST = "finish"  # the claim of the last step
 _SHOWN = 200  # characters of a value in a message
+_REOPENING_S = 30.0  # that workers wait for the first one to have units done again
+_LOOK_S = 0.2
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -34,39 +38,52 @@ class Job:
     """Work in `units` numbered pieces under `folder` of `storage`, for the input that `identity` describes.
 
     Raises InputError where the folder holds a job of another identity or another number of units: `identity`
-    names all that the results depend on. `existed` says whether the job had begun already, by an earlier run or by
-    another worker of this one. A worker that gives no sign of life for `lease` seconds counts as dead.
+    names all that the results depend on, and `cures` says for some of its keys what to do where they differ. A
+    worker that gives no sign of life for `lease` seconds counts as dead.
     """
 
     def __init__(
-        self, storage: Storage, folder: str, units: int, identity: Mapping[str, Any], lease: float = LEASE_S
+        self,
+        storage: Storage,
+        folder: str,
+        units: int,
+        identity: Mapping[str, Any],
+        lease: float = LEASE_S,
+        cures: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.storage = storage
         self.folder = folder
         self.units = units
         self.lease = lease
+        self._cures = cures
         self._claims, self._units = f"{folder}/claims", f"{folder}/units"
+        self._result = f"{folder}/result.json"
         described = {"format": _FORMAT, "units": units, "identity": dict(identity)}
         data = json.dumps(described, indent=1, ensure_ascii=False).encode()
-        with _refusals(storage):
+        with refusals(storage):
             path = f"{folder}/job.json"
             # Looked for first: a job that is done may be in a place that nobody may write any more.
-            self.existed = storage.stat(path) is not None or not storage.create(path, data)
-        if self.existed:
+            existed = storage.stat(path) is not None or not storage.create(path, data)
+        if existed:
             self._check(json.loads(data))
 
     def run(
         self,
         worker: Worker,
-        do: Callable[[int], dict[str, Any]],
-        finish: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        do: Callable[[int], Result],
+        finish: Callable[[list[Result]], Result],
         on_progress: Callable[[int, int], None],
         describe: Callable[[int], str] | None = None,
-    ) -> dict[str, Any]:
+        *,
+        careful: Callable[[int], Result] | None = None,
+        settle: Callable[[int, Result, Result], None] | None = None,
+    ) -> Result:
         """Do units until all are done, here and by the other workers; give the job's result.
 
         `do(unit)` puts the unit's files in place and returns what JSON can hold; with that the unit is complete.
-        It may be called twice for a unit, also at the same time elsewhere, and has to write the same bytes.
+        It may be called twice for a unit, also at the same time elsewhere, and has to write the same bytes, or to
+        files of its own: the first result that is recorded counts, and `settle(unit, made, recorded)` puts that
+        one's files in place. `careful(unit)` is called instead of `do` for a unit at which a worker died.
         `finish(results)`, in the order of units, makes the job's result out of them: the same holds for it.
         A job with a result returns it at once. `on_progress(done, units)` counts the units of all workers.
         `describe(unit)` says in messages what is in a unit.
@@ -75,23 +92,20 @@ class Job:
         for units that killed every worker that tried them, once all others are done. SIGTERM ends the process
         with its claims released.
         """
-        units = [self._unit(unit, do, describe) for unit in range(self.units)]
-        last = Task(
-            _LAST, f"{self.folder}/result.json", lambda: "the last step", lambda: self._conclude(finish)
-        )
-        with _refusals(self.storage), _sigterm_raises():
+        units = [self._unit(unit, do, careful or do, settle or _keep, describe) for unit in range(self.units)]
+        last = Task(_LAST, self._result, lambda: "the last step", lambda deaths: self._conclude(finish))
+
+        def on_done(done: int) -> None:
+            on_progress(done, self.units)
+
+        with refusals(self.storage), _sigterm_raises():
             if self.result() is None:
                 with Claims(self.storage, self._claims, self.lease) as claims:
-                    shift = Shift(
-                        self.storage,
-                        f"{self.folder}/units",
-                        last.path,
-                        claims,
-                        worker,
-                        lambda done: on_progress(done, self.units),
-                    )
-                    shift.do_units(units)
-                    shift.do_rest([last])
+                    while self.result() is None:
+                        shift = Shift(self.storage, self._units, self._result, claims, worker, on_done)
+                        with suppress(_Reopened):
+                            shift.do_units(units)
+                            shift.do_rest([last])
             elif self.storage.stat(f"{self._claims}/{_LAST}"):
                 self.storage.remove(f"{self._claims}/{_LAST}")  # of one killed at the very end
             on_progress(self.units, self.units)
@@ -99,30 +113,74 @@ class Job:
         assert result is not None
         return result
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """What `finish` returned, None where the job is not done."""
-        try:
-            return self._read(f"{self.folder}/result.json")
-        except FileNotFoundError:
-            return None
+        return self._read_if_there(self._result)
+
+    def reopen(self, stale: Callable[[int, Result], bool], worker: Worker) -> int:
+        """Before `run`: forget the units whose result is `stale(unit, result)`, to have them done again; how many.
+
+        Worker 0 forgets them. The others wait a while for that where the job counts as done, to take part.
+        """
+        with refusals(self.storage):
+            done = self.storage.stat(self._result) is not None
+            if worker.index and not done:
+                return 0
+            found = self._recorded()
+            old = [unit for unit, result in found.items() if stale(unit, result)]
+            absent = self.units - len(found) if done else 0  # of a worker that was killed in here
+            if worker.index:
+                until = time.monotonic() + _REOPENING_S
+                while old and self.storage.stat(self._result) and time.monotonic() < until:
+                    time.sleep(_LOOK_S)
+                return 0
+            for unit in old:
+                self.storage.remove(self._unit_path(unit))
+            # Last: while it is there nobody ends the job with what is being forgotten.
+            if old or absent:
+                self.storage.remove(self._result)
+            return len(old)
+
+    def _recorded(self) -> dict[int, Result]:
+        """Results of the units that are complete."""
+        names = {f"{self._units}/{unit:06d}.json": unit for unit in range(self.units)}
+        paths = [entry.path for entry in self.storage.list(self._units) if entry.path in names]
+        with stream(paths, self._read_if_there, depth=64, name="units", threads=16) as results:
+            return {
+                names[path]: result for path, result in zip(paths, results, strict=True) if result is not None
+            }
 
     def _unit(
-        self, unit: int, do: Callable[[int], dict[str, Any]], describe: Callable[[int], str] | None
+        self,
+        unit: int,
+        do: Callable[[int], Result],
+        careful: Callable[[int], Result],
+        settle: Callable[[int, Result, Result], None],
+        describe: Callable[[int], str] | None,
     ) -> Task:
         def label() -> str:
             return f"unit {unit}" + (f" ({describe(unit)})" if describe else "")
 
-        return Task(f"{unit:06d}", self._unit_path(unit), label, lambda: do(unit))
+        return Task(
+            f"{unit:06d}",
+            self._unit_path(unit),
+            label,
+            lambda deaths: careful(unit) if deaths else do(unit),
+            lambda made, recorded: settle(unit, made, recorded),
+        )
 
     def _unit_path(self, unit: int) -> str:
         return f"{self._units}/{unit:06d}.json"
 
-    def _conclude(self, finish: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
+    def _conclude(self, finish: Callable[[list[Result]], Result]) -> Result:
         """The last step, and away with the notes of workers that were killed."""
         names = (self._unit_path(unit) for unit in range(self.units))
         # Many at a time: each is a request where the storage is an object store.
-        with stream(names, self._read, depth=64, name="units", threads=16) as results:
-            result = finish(list(results))
+        with stream(names, self._read_if_there, depth=64, name="units", threads=16) as results:
+            found = [result for result in results if result is not None]
+        if len(found) < self.units:
+            raise _Reopened
+        result = finish(found)
         for entry in self.storage.list(self._claims):
             if entry.path != f"{self._claims}/{_LAST}":
                 self.storage.remove(entry.path)
@@ -131,7 +189,13 @@ class Job:
             self.storage.sweep(folder)
         return result
 
-    def _read(self, path: str) -> dict[str, Any]:
+    def _read_if_there(self, path: str) -> Result | None:
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            return None
+
+    def _read(self, path: str) -> Result:
         data = self.storage.read(path)
         try:
             return dict(json.loads(data))
@@ -152,10 +216,19 @@ class Job:
         given = {**now["identity"], "units": now["units"]}
         for key in (*given, *was):
             if key not in was or key not in given or was[key] != given[key]:
+                cure = self._cures.get(key, "give it as it was, or write to another place")
                 raise InputError(
                     f"{self.storage.name}/{path}: {key} was {_shown(was, key)} when this work began and is "
-                    f"{_shown(given, key)} now: give it as it was, or write to another place"
+                    f"{_shown(given, key)} now: {cure}"
                 )
+
+
+class _Reopened(Exception):
+    """Worker 0 forgot units that this one took for done."""
+
+
+def _keep(unit: int, made: Result, recorded: Result) -> None:
+    """Files that are in place need no settling."""
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
@@ -166,7 +239,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 @contextmanager
-def _refusals(storage: Storage) -> Iterator[None]:
+def refusals(storage: Storage) -> Iterator[None]:
     """Say what to do where the storage is full or forbidden."""
     try:
         yield

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from shards.errors import InputError
 from shards.prepare.work.workers import Worker
@@ -28,12 +29,17 @@ _NAMED = 3
 
 
 class Task(NamedTuple):
-    """A unit, or the last step: name of its claim, file that says it is done, what to call it, the work."""
+    """A unit, or the last step: name of its claim, file that says it is done, what to call it, the work.
+
+    `work(deaths)` is told how many workers died at it. The first result to be recorded is the one that counts:
+    `settle(made, recorded)` is called after each `work`, with the same twice where it was this worker's.
+    """
 
     name: str
     path: str
     label: Callable[[], str]
-    work: Callable[[], Result]
+    work: Callable[[int], Result]
+    settle: Callable[[Result, Result], None] = lambda made, recorded: None
 
 
 class Shift:
@@ -69,7 +75,7 @@ class Shift:
                 continue
             # What somebody holds, dead or alive, waits until all is done that nobody has tried: a unit that kills
             # its workers cannot keep them from the others.
-            if self._is_done(task) or (self._claims.take(task.name) and self._do(task)):
+            if self._is_done(task) or (self._claims.take(task.name) and self._do(task, 0)):
                 self._note(task)
             self._list_if_due()
         self.do_rest([task for task in tasks if task.path not in self._done])
@@ -85,7 +91,10 @@ class Shift:
             random.shuffle(tasks)
             waiting.held, now, ended = {}, self._storage.clock(), set()
             for task in tasks[:_LOOKS]:
-                if self._is_done(task) or (self._claim(task, now, waiting.held, refused) and self._do(task)):
+                done = self._is_done(task)
+                if not done and (deaths := self._claim(task, now, waiting.held, refused)) is not None:
+                    done = self._do(task, deaths)
+                if done:
                     self._note(task)
                     refused.pop(task.name, None)
                     ended.add(task.name)
@@ -97,32 +106,34 @@ class Shift:
             elif tasks:
                 waiting.pause()
 
-    def _claim(self, task: Task, now: float, held: dict[str, Held], refused: dict[str, str]) -> bool:
-        """Claim a task that is free or whose holder died."""
+    def _claim(self, task: Task, now: float, held: dict[str, Held], refused: dict[str, str]) -> int | None:
+        """Claim a task that is free or whose holder died: how many died at it; None where it cannot be had."""
         found = self._claims.look(task.name, now)
         if found is None:
-            return self._claims.take(task.name)
+            return 0 if self._claims.take(task.name) else None
         if not found.stale:
             held[task.label()] = found
-            return False
+            return None
         if (deaths := self._claims.recent_deaths(found)) >= MOST_DEATHS:
             refused[task.name] = (
                 f"{task.label()} is not tried again: {deaths} workers died at it, the last was {found.holder}. "
                 "See whether a file in it is bad or memory is short, then start the job again"
             )
-            return False
+            return None
         if not self._claims.take_over(task.name, found):
-            return False
+            return None
         if len(found.deaths) >= WARN_DEATHS:
             _say(f"WARNING: {task.label()}: {len(found.deaths)} workers died at it so far; trying it again")
-        return True
+        return len(found.deaths)
 
-    def _do(self, task: Task) -> bool:
+    def _do(self, task: Task, deaths: int) -> bool:
         """Do a task that is claimed, unless it was done in the moment before that."""
         try:
             if not self._is_done(task):
-                data = json.dumps(task.work(), ensure_ascii=False).encode()
-                self._storage.write(task.path, data)
+                made = task.work(deaths)
+                # Claims do not keep a worker that stood still from coming back: only the first one records.
+                mine = self._storage.create(task.path, json.dumps(made, ensure_ascii=False).encode())
+                task.settle(made, made if mine else dict(json.loads(self._storage.read(task.path))))
         except Exception as error:
             # Another took it over meanwhile and, being done, may have cleared away what this one was writing.
             if not self._is_done(task):
@@ -157,6 +168,15 @@ def order(tasks: int, worker: Worker) -> Iterator[int]:
         part = (worker.index + step) % worker.count
         first, end = (tasks * bound // worker.count for bound in (part, part + 1))
         yield from range(first, end) if step == 0 else reversed(range(first, end))
+
+
+def abandon(text: str) -> NoReturn:
+    """Say why, and end this process at once with its claims held: others take over as from one that died.
+
+    For a call that does not come back: its thread would keep the process from ending in any other way.
+    """
+    _say(text)
+    os._exit(1)
 
 
 class _Waiting:

@@ -26,7 +26,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def encode(*arguments: Any, **named: Any) -> EncodeReport:
         seen.append((arguments, named))
-        return EncodeReport("out", 3, {"8x8x1": 3}, (), 0, 0, False, 1.0)
+        return EncodeReport(Path("t.csv"), "out", 3, {"8x8x1": 3}, (), 0, (), ("cpu",), False, 1.0)
 
     monkeypatch.setattr(module, "encode", encode)
     return seen
@@ -38,7 +38,7 @@ def test_every_option_is_passed_on(
     flags = (
         "--caption-column c --media-column m --reference-column r --id-token TOK --reshape-mode random "
         "--windows 3 --short-videos picture --reference-downscale 2 --rows-per-shard 5 --seed 7 --device cpu "
-        "--dtype float16 --vae-tiling --vae-batch 4 --swap-models --decode-threads 3"
+        "--dtype float16 --vae-tiling --vae-batch 4 --swap-models --decode-threads 3 --patience 2 --retry-failed"
     )
     needed = "--model M --out s3://bucket/out --buckets 8x8x1;16x8x9"
     monkeypatch.setattr(module, "check_request", lambda *_: ("row",))
@@ -63,6 +63,8 @@ def test_every_option_is_passed_on(
         vae_batch=4,
         swap_models=True,
         decode_threads=3,
+        patience_s=120.0,
+        retry_failed=True,
     )
     assert (named["worker"], named["rows"]) == (Worker(), ("row",))
 

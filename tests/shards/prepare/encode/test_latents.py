@@ -63,6 +63,7 @@ def test_too_little_memory_is_told_with_ways_out() -> None:
     with pytest.raises(InputError) as error:
         encode_batch(vae, [decoded("a"), decoded("b")], seed=3, most=2)
     assert str(error.value) == (
-        "2 clip(s) of 32x32x5 do not fit the memory of cpu: try --vae-batch 1, --swap-models, "
-        "--text-encoder-8bit or --vae-tiling, in another output folder"
+        "2 clip(s) of 32x32x5 do not fit the memory of cpu: run the same command with --swap-models, or on a GPU with "
+        "more memory, which keeps what is done; or write to another folder with --vae-batch 1, --text-encoder-8bit "
+        "or --vae-tiling, which give other bytes"
     )

@@ -10,6 +10,8 @@ from shards.prepare.encode.options import EncodeOptions, check, identity
 # What says where the table's columns are (its content counts), or by what means the same bytes are made.
 WITHOUT_EFFECT = {
     "caption_column", "media_column", "reference_column", "device", "dtype", "swap_models", "decode_threads",
+    "patience_s",
+    "retry_failed",
 }  # fmt: skip
 
 
@@ -29,6 +31,7 @@ def test_every_option_is_part_of_the_identity_or_known_to_change_no_byte() -> No
         ({"max_text_tokens": 0}, "max_text_tokens 0 must be at least 1"),
         ({"reference_downscale": 0}, "reference_downscale 0 must be at least 1"),
         ({"decode_threads": 0}, "decode_threads 0 must be at least 1"),
+        ({"patience_s": 0.5}, "patience_s 0.5 must be at least 1"),
         (
             {"swap_models": True, "text_encoder_8bit": True},
             "swap_models cannot move an 8-bit text encoder off the GPU: use one of both",

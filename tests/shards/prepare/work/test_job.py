@@ -76,10 +76,6 @@ def test_a_job_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert seen == [(5, 5)]
 
 
-def test_a_job_knows_whether_it_had_begun(tmp_path: Path) -> None:
-    assert [Job(Folder(tmp_path), "work", 3, {"a": 1}).existed for _ in range(2)] == [False, True]
-
-
 def test_progress_counts_what_earlier_runs_did_and_never_falls(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         work(tmp_path, 6, before=stop_at(4))
@@ -148,7 +144,7 @@ def test_a_worker_killed_at_any_change_leaves_a_job_that_another_completes(tmp_p
         assert leftovers(root) == [], f"killed at change {at}"
     assert codes[-1] == 0
     # The job; for each unit a claim, two files, the unit, the release; then the last step alike.
-    assert len(codes) > 2 + units * (2 + 3 * 3 + 2) + (2 + 2 * 3 + 2)
+    assert len(codes) > 2 + units * (2 + 2 * 3 + 2 + 2) + (2 + 3 + 2 + 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -238,7 +234,7 @@ def test_another_input_is_refused_by_the_key_that_differs(
 ) -> None:
     Job(Folder(tmp_path), "work", 5, THEN)
     if message is None:
-        assert Job(Folder(tmp_path), "work", units, identity).existed
+        Job(Folder(tmp_path), "work", units, identity)
         return
     with pytest.raises(InputError) as raised:
         Job(Folder(tmp_path), "work", units, identity)
