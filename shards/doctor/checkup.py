@@ -11,13 +11,14 @@ import xxhash
 
 from shards.dataset.info import DatasetInfo
 from shards.dataset.manifest import Manifest
-from shards.doctor.examination import Examined, Problem, Unfit, examine, printable
+from shards.doctor.examination import Examined, Problem, Unfit, examine
 from shards.errors import InputError, MissingMember, ShardError
 from shards.formats.mds import read_mds
 from shards.formats.members import walk
 from shards.formats.row import Row, Stored
 from shards.formats.shard import format_of
 from shards.formats.tar import read_stored
+from shards.formats.text import printable
 from shards.geometry import Grid
 from shards.hashing import sample_id
 from shards.storage import Storage

@@ -43,11 +43,6 @@ class Unfit(Exception):
     """A sample that must not be trained: ``args`` are a kind and a detail."""
 
 
-def printable(key: str) -> str:
-    """A key as it can be written: bytes of a tar's name that are no UTF-8 as their codes."""
-    return key.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def examine(shard: str, stored: Stored, checksum: int, info: DatasetInfo, rate: float | None) -> Examined:
     """Look at one sample of ``shard``; ``checksum`` is its payload's, ``rate`` for a json without fps.
 

@@ -28,6 +28,11 @@ def key_fault(key: str) -> str:
     return ""
 
 
+def printable(name: str) -> str:
+    """A name of others as it can be printed and written: bytes in it that are no UTF-8 as their codes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _is_text(key: str) -> bool:
     # What cannot be decoded comes as lone surrogates, which no file and no hash can take.
     try:

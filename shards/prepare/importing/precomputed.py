@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from shards.errors import InputError
-from shards.prepare.failures import Failure
-from shards.prepare.importing.pt import FileError, load, number, tensor
+from shards.formats.text import key_fault, printable
+from shards.prepare.failures import Failure, reason_for
+from shards.prepare.importing.pt import FileError, load, number, plain, tensor
 
 LATENTS, CONDITIONS, REFERENCES = "latents", "conditions", "reference_latents"
 
@@ -86,6 +87,9 @@ def survey(root: Path, references: Sequence[str] | None = None) -> Found:
     held = {name: set(_names(folder / name)) for name in (CONDITIONS, *taken)}
     samples, orphans, used = [], [], set()
     for name in latents:
+        if fault := key_fault(name):
+            orphans.append(Failure(printable(f"{LATENTS}/{name}"), f"its name {fault}"))
+            continue
         condition = _condition(name, held[CONDITIONS])
         lacking = [f"{other}/{name}" for other in taken if name not in held[other]]
         if condition is None:
@@ -99,7 +103,7 @@ def survey(root: Path, references: Sequence[str] | None = None) -> Found:
         samples.append(Trio(f"{LATENTS}/{name}", f"{CONDITIONS}/{condition}", files))
     for other in (CONDITIONS, *taken):
         left = sorted(held[other] - (used if other == CONDITIONS else set(latents)))
-        orphans += [Failure(f"{other}/{name}", "no latents of this name") for name in left]
+        orphans += [Failure(printable(f"{other}/{name}"), "no latents of this name") for name in left]
     return Found(folder, tuple(samples), tuple(orphans), candidates, taken)
 
 
@@ -145,6 +149,8 @@ def read_sample(root: Path, files: Trio) -> Contents:
             references.append(_latents(load(root / name)))
     except FileError as error:
         raise FileError(f"{name}: {error}") from error
+    except Exception as error:  # a file of others may do what no check has thought of
+        raise FileError(f"{name}: {reason_for(error)}") from error
     return Contents(latents, embeds, tuple(references), fps)
 
 
@@ -172,7 +178,7 @@ def _embeds(stored: dict[str, Any]) -> Tensor:
     embeds = embeds[0] if embeds.ndim == 3 and embeds.shape[0] == 1 else embeds
     if embeds.ndim != 2:
         raise FileError(f"prompt_embeds {tuple(embeds.shape)} are not [T, D]")
-    if not isinstance(mask, Tensor) or mask.numel() != embeds.shape[0]:
+    if not isinstance(mask, Tensor) or plain(mask, "prompt_attention_mask").numel() != embeds.shape[0]:
         raise FileError(f"prompt_attention_mask of {embeds.shape[0]} tokens is missing: padding is not known")
     real = embeds[mask.reshape(-1) != 0]
     if not len(real):
@@ -182,11 +188,13 @@ def _embeds(stored: dict[str, Any]) -> Tensor:
 
 def _size(stored: dict[str, Any], name: str) -> int | None:
     value = number(stored, name)
+    if value is not None and (value < 1 or value != int(value)):
+        raise FileError(f"{name} is {value}, not a size")
     return None if value is None else int(value)
 
 
 def _rate(stored: dict[str, Any]) -> float | None:
     fps = number(stored, "fps")
-    if fps is not None and (fps <= 0 or not math.isfinite(fps)):
+    if fps is not None and fps <= 0:
         raise FileError(f"fps {fps} is not positive")
     return None if fps is None else float(fps)

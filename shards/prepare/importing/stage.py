@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shards.dataset.info import DatasetInfo, Source, pack_embeds, write_info
 from shards.dataset.manifest import Manifest, write_manifest
@@ -19,7 +19,7 @@ from shards.formats.meta import sample_json
 from shards.formats.sample import payload
 from shards.formats.tar import DEFAULT_SHARD_BYTES, ShardWriter
 from shards.geometry import Bucket, Grid, Scale
-from shards.prepare.failures import Failure, write_failures
+from shards.prepare.failures import Failure, reason_for, write_failures
 from shards.prepare.importing.precomputed import (
     CONDITIONS,
     LATENTS,
@@ -135,37 +135,39 @@ def _write_samples(
     with plain_numbers(), stream(found.samples, load, depth=8, name="import", threads=4) as loaded:
         for files, contents in zip(found.samples, loaded, strict=True):
             on_sample(len(found.samples))
-            reason = str(contents) if isinstance(contents, FileError) else _misfit(contents, info)
-            if isinstance(contents, FileError) or reason:
-                failures.append(Failure(files.latents, reason.removeprefix(f"{files.latents}: ")))
+            try:
+                if isinstance(contents, FileError):
+                    raise contents
+                described = info or DatasetInfo(
+                    contents.latents.shape[0], contents.prompt_embeds.shape[1], LTX_SCALE
+                )
+                _check_fit(contents, described)
+                name, fps = names[files.latents], contents.fps or options.fps
+                writer.add(name.key, _meta(name, contents, fps, described.scale), _payload(contents))
+            except (FileError, InputError) as error:
+                failures.append(Failure(files.latents, str(error).removeprefix(f"{files.latents}: ")))
                 continue
-            if info is None:
-                info = DatasetInfo(contents.latents.shape[0], contents.prompt_embeds.shape[1], LTX_SCALE)
+            info = described
             without_rate += contents.fps is None
-            _add(writer, names[files.latents], contents, contents.fps or options.fps, info.scale)
     return _Result(info if len(failures) < len(found.samples) else None, failures, without_rate)
 
 
-def _misfit(contents: Contents, info: DatasetInfo | None) -> str:
-    """Why a sample cannot be in the dataset, empty where it can."""
+def _check_fit(contents: Contents, info: DatasetInfo) -> None:
+    """Raise FileError for a sample that cannot be in the dataset."""
     channels, width = contents.latents.shape[0], contents.prompt_embeds.shape[1]
     for index, reference in enumerate(contents.references):
         if reference.shape[0] != channels:
-            return f"{reference_name(index)} has {reference.shape[0]} channels, latents {channels}"
-    if info is not None and (channels, width) != (info.channels, info.text_width):
-        return (
+            raise FileError(f"{reference_name(index)} has {reference.shape[0]} channels, latents {channels}")
+    if (channels, width) != (info.channels, info.text_width):
+        raise FileError(
             f"latents of {channels} channels and text of width {width}, where the dataset has {info.channels} and "
             f"{info.text_width}"
         )
-    return ""
 
 
-def _add(writer: ShardWriter, name: _Name, contents: Contents, fps: float, scale: Scale) -> None:
-    tensors = {"latents": contents.latents, "prompt_embeds": contents.prompt_embeds}
-    for index, reference in enumerate(contents.references):
-        tensors[reference_name(index)] = reference
+def _meta(name: _Name, contents: Contents, fps: float, scale: Scale) -> dict[str, Any]:
     frames, height, width = scale.pixels(Grid(*contents.latents.shape[1:]))
-    meta = sample_json(
+    return sample_json(
         caption=name.caption,
         source=name.source,
         fps=fps,
@@ -174,7 +176,17 @@ def _add(writer: ShardWriter, name: _Name, contents: Contents, fps: float, scale
         frames=frames,
         bucket=Bucket(width, height, frames),
     )
-    writer.add(name.key, meta, payload(tensors))
+
+
+def _payload(contents: Contents) -> bytes:
+    """The tensors of a sample as it is stored. Raises FileError for tensors that cannot be."""
+    tensors = {"latents": contents.latents, "prompt_embeds": contents.prompt_embeds}
+    for index, reference in enumerate(contents.references):
+        tensors[reference_name(index)] = reference
+    try:
+        return payload(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise FileError(reason_for(error)) from error
 
 
 def _names(found: Found, options: ImportOptions) -> tuple[dict[str, _Name], list[str]]:

@@ -131,8 +131,8 @@ LATENTS: dict[str, tuple[dict[str, Any], str]] = {
         "latents hold numbers that are not finite",
     ),
     "no rate": ({"fps": 0.0}, "fps 0.0 is not positive"),
-    "endless rate": ({"fps": float("inf")}, "fps inf is not positive"),
-    "rate as text": ({"fps": "24"}, "fps is '24', not a number"),
+    "endless rate": ({"fps": float("inf")}, "fps is not a finite number"),
+    "rate as text": ({"fps": "24"}, "fps is of type str, not a number"),
 }
 
 

@@ -139,8 +139,13 @@ def test_a_missing_rate_is_taken_from_the_option_and_said(tmp_path: Path) -> Non
     run(tmp_path / "in", tmp_path / "12", fps=12.5)
     assert open_dataset(tmp_path / "24").manifest.fps.tolist() == [24.0, 30.0]
     assert open_dataset(tmp_path / "12").manifest.fps.tolist() == [12.5, 30.0]
-    with pytest.raises(InputError, match=r"--fps 0.0: .* positive"):
-        run(tmp_path / "in", tmp_path / "0", fps=0.0)
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_rate_that_is_none_is_refused_before_anything_is_read(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "nowhere", tmp_path / "out", fps=fps)
+    assert str(caught.value) == f"--fps {fps}: the rate of clips is a positive number"
 
 
 def test_what_is_left_out_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
