@@ -64,8 +64,11 @@ def _prepare(folder: Path, clips: int, console: Console) -> None:
     _run(
         [*shards, "encode", str(described), "--model", model, "--out", dataset, "--buckets", BUCKETS], console
     )
-    _run([*shards, "stats", dataset], console)
+    _run([*shards, "doctor", dataset], console)
     _run([*shards, "plan", dataset, "--ranks", "2,8", "--samples-per-step", "8"], console)
+    _run(
+        [*shards, "decode", dataset, "--model", model, "--first", "4", "--out", str(folder / "look")], console
+    )
 
 
 def _training(folder: Path, mode: str, processes: int) -> list[str]:
