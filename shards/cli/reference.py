@@ -35,7 +35,7 @@ _factor = typer.Option(help="downscale: how many times smaller, default 2.")
 _keep = typer.Option("--keep-size", help="downscale: blow the frames up again.")
 _crf = typer.Option(help="Quality of the videos: 0 is lossless, larger is smaller.")
 _workers = typer.Option(help="Processes on this machine.")
-_worker = typer.Option(hidden=True, help="This process is number I of --workers.")
+_worker = typer.Option(help="Which of the --workers this process is, from 0, where no launcher says so.")
 
 
 def reference(

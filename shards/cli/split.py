@@ -40,7 +40,7 @@ _crf = typer.Option(help="Quality of the clips: 0 is lossless, 16 hardly seen, l
 _table = typer.Option(help="Name of the table: .jsonl, .json or .csv.")
 _recursive = typer.Option("--recursive", "-r", help="Look into folders below the given ones too.")
 _workers = typer.Option(help="Processes on this machine, each at a video of its own.")
-_worker = typer.Option(hidden=True, help="This process is number I of --workers.")
+_worker = typer.Option(help="Which of the --workers this process is, from 0, where no launcher says so.")
 
 
 def split(

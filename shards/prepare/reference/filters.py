@@ -198,8 +198,9 @@ def _where(error: BaseException, path: Path) -> str:
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
     ]
+    message = str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines.append(error.lineno)
-    first = next(iter(str(error).splitlines()), "")
+        lines, message = [error.lineno], error.msg
+    first = next(iter(message.splitlines()), "")
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return f"{text} ({path.name}, line {lines[-1]})" if lines else text

@@ -19,7 +19,8 @@ from shards.atomic import place
 from shards.errors import InputError
 from shards.prepare.failures import FAILURES_NAME, reason_for, write_failures
 from shards.prepare.media.film import reading, writing
-from shards.prepare.media.video import IMAGE_SUFFIXES, read_clip, upright, write_clip
+from shards.prepare.media.picture import IMAGE_SUFFIXES
+from shards.prepare.media.video import read_clip, write_clip
 from shards.prepare.reference.filters import Filter
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
@@ -249,7 +250,7 @@ def _make_one(request: Request, name: str, temporary: Path) -> str:
 
 def _filter_video(source: Path, file: Path, request: Request) -> None:
     with reading(source) as film, writing(file, film.rate, request.options.crf) as append:
-        frames = (upright(frame) for frame in film.frames)
+        frames = map(film.picture, film.frames)
         for chunk in _chunks(frames, None if request.filter.whole else _AT_ONCE):
             for frame in request.filter.apply(chunk):
                 append(frame)

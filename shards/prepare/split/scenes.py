@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shards.errors import InputError
+from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.film import Film, reading
-from shards.prepare.media.video import ClipError
 
 if TYPE_CHECKING:
     import av

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from shards.atomic import place
 from shards.errors import InputError
 from shards.prepare.failures import reason_for, write_failures
+from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.film import Film, reading, writing
-from shards.prepare.media.video import ClipError, upright
 from shards.prepare.split.footage import Video, find_videos
 from shards.prepare.split.record import (
     Record,
@@ -219,7 +219,7 @@ def _write_clip(
             on_frame(video.path, film.length + number + 1, 2 * film.length)
             if number < scene.first:
                 continue
-            thumbs += [thumbnail(upright(frame))] * shown.count(number)
+            thumbs += [thumbnail(film.picture(frame))] * shown.count(number)
             append(frame)
             if number == scene.end - 1:
                 return thumbs

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import shards.prepare.reference.stage as module
-from shards.prepare.reference.filters import builtin
+from shards.prepare.reference.filters import builtin, plugin
 from shards.prepare.reference.stage import ReferenceOptions, ReferenceReport, check_request, make_references
 from shards.prepare.tables.rows import write_rows
 from shards.prepare.work.workers import Worker
 from tests.support.command import run
-from tests.support.footage import tree, write_scenes
-from tests.support.killing import finish, kill_when
+from tests.support.footage import scene, tree, write_scenes
+from tests.support.killing import ROOT, command, finish, kill_when
 
 
 @pytest.fixture
@@ -98,7 +101,16 @@ def test_what_the_user_got_wrong_is_one_line(
     assert not calls
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_references(tmp_path: Path) -> None:
+_INVERSE = """import numpy as np
+
+
+def compute_condition(frames):
+    return 255 - frames
+"""
+
+
+@pytest.mark.parametrize("way", ["--kind", "--compute"])
+def test_killed_at_any_moment_it_ends_with_the_same_references(tmp_path: Path, way: str) -> None:
     folders = [tmp_path / name for name in ("whole", "killed")]
     names = [f"clips/{number}.mp4" for number in range(40)]
     for folder in folders:
@@ -106,11 +118,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_references(tmp_path: Path) -
             write_scenes(folder / name, (12,), width=160, height=120, first=number)
         write_rows(folder / "t.jsonl", [{"media_path": name, "caption": "x"} for name in names])
     whole, killed = folders
-    make_references(check_request(whole / "t.jsonl", builtin("blur"), ReferenceOptions()))
-    arguments = ["reference", killed / "t.jsonl", "--kind", "blur"]
+    (tmp_path / "mine.py").write_text(_INVERSE)
+    spec = f"{tmp_path / 'mine.py'}:compute_condition"
+    filter = builtin("blur") if way == "--kind" else plugin(spec)
+    made_whole = make_references(check_request(whole / "t.jsonl", filter, ReferenceOptions()))
+    arguments = ["reference", killed / "t.jsonl", way, "blur" if way == "--kind" else spec]
 
     def made() -> int:
-        return len(list(killed.glob("references/blur/clips/*.mp4")))
+        return len(list(killed.glob("references/*/clips/*.mp4")))
 
     kill_when(arguments, lambda: made() >= 5)
     table = (killed / "t.jsonl").read_bytes()
@@ -118,4 +133,70 @@ def test_killed_at_any_moment_it_ends_with_the_same_references(tmp_path: Path) -
     kill_when([*arguments, "--workers", "2"], lambda: made() >= 25)
     assert "0 clips got none" in finish([*arguments, "--workers", "2"])
     assert tree(killed, leave=".reference") == tree(whole, leave=".reference")
+    assert (killed / "references" / made_whole.folder.name).is_dir()
     assert not list(killed.glob(".reference/*/scratch"))
+
+
+def test_ranks_of_a_launcher_write_what_one_worker_writes(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    names = [f"{number}.png" for number in range(40)]
+    for folder in folders:
+        folder.mkdir()
+        for number, name in enumerate(names):
+            Image.fromarray(scene(number, 1, 64, 48)[0]).save(folder / name)
+        write_rows(folder / "t.jsonl", [{"media_path": name} for name in names])
+    one, two = folders
+    finish(["reference", one / "t.jsonl", "--kind", "canny"])
+    ranks = [
+        subprocess.Popen(
+            command("reference", two / "t.jsonl", "--kind", "canny"),
+            cwd=ROOT,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert printed[0] == ""
+    assert "40 references" in printed[1]
+    assert tree(two, leave=".reference") == tree(one, leave=".reference")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return frames[:5]", "it gave 5 frames for 12: give as many (a.mp4)"),
+        ("return frames / 255.0", "it gave float64, expected uint8 from 0 to 255 (a.mp4)"),
+        (
+            "return frames[..., 0]",
+            "it gave the shape [12, 48, 64], expected [F,H,W,3]; for this clip F is 12 (a.mp4)",
+        ),
+        ("return None", "it gave a NoneType, expected a NumPy array (a.mp4)"),
+        ("raise KeyError('depth')", "KeyError: 'depth' (mine.py, line 2)"),
+        ("return frames +", "the file cannot be loaded: SyntaxError: invalid syntax (mine.py, line 2)"),
+        ("return frames\n\ndel compute", "the file has no function 'compute'"),
+        (
+            "return frames\n\nimport not_here",
+            "the file cannot be loaded: ModuleNotFoundError: No module named 'not_here' (mine.py, line 4)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_users_function_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scenes(Path("a.mp4"), (12,))
+    Path("t.csv").write_text("media_path\na.mp4\n")
+    Path("mine.py").write_text(f"def compute(frames):\n    {body}\n")
+    assert run(monkeypatch, "reference", "t.csv", "--compute", "mine.py:compute") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.endswith(f"--compute 'mine.py:compute': {message}\n")
+    assert errors.count("\n") == 1
+    assert not list(Path("references").rglob("*.mp4"))

@@ -17,7 +17,7 @@ from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.tables.table import read_table
 from shards.prepare.work.workers import Worker
 from tests.support.clips import PALETTE, filmed, ramp, write_ramp
-from tests.support.footage import damage, scene, tree, turn, write_scenes
+from tests.support.footage import damage, scene, tree, turn, write_changing_size, write_scenes
 
 CANNY = builtin("canny")
 GRAY = builtin("grayscale")
@@ -92,6 +92,16 @@ def test_smaller_references_are_smaller_files_of_pixels(table: Path) -> None:
     assert probe(table.parent / "references/downscale-3/clips/a.mp4")[:3] == (20, 21, 21)
     run(table, builtin("downscale", FilterOptions(factor=3, keep_size=True)), column="other")
     assert probe(table.parent / "references/downscale-3-kept/clips/a.mp4")[:3] == (20, 64, 64)
+
+
+@pytest.mark.parametrize("kind", ["grayscale", "whole"])
+def test_a_clip_that_changes_its_size_gets_a_reference_of_its_first(tmp_path: Path, kind: str) -> None:
+    write_changing_size(tmp_path / "a.ts", [(64, 48), (96, 80)], 20)
+    write_rows(tmp_path / "t.jsonl", [{"media_path": "a.ts", "caption": "x"}])
+    report = run(tmp_path / "t.jsonl", Filter(kind, lambda frames: frames, True) if kind == "whole" else GRAY)
+    assert report.failures == []
+    assert probe(report.folder / "a.mp4")[1:3] == (64, 48)
+    assert probe(report.folder / "a.mp4").frames == probe(tmp_path / "a.ts").frames
 
 
 def test_a_function_of_the_user_sees_whole_upright_clips(table: Path) -> None:

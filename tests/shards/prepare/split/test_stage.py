@@ -21,7 +21,7 @@ from shards.prepare.split.stage import SplitReport, check_request, split
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.work.workers import Worker
 from tests.support.clips import write_ramp
-from tests.support.footage import damage, tree, turn, write_scenes
+from tests.support.footage import damage, tree, turn, write_changing_size, write_scenes
 
 LENGTHS = (20, 33, 17)
 
@@ -88,6 +88,13 @@ def test_turned_videos_become_upright_clips(tmp_path: Path) -> None:
     assert probe(tmp_path / "out/a/a-scene-0002.mp4")[:3] == (33, 48, 64)
     with Image.open(tmp_path / "out/previews/a.jpg") as picture:
         assert picture.width > 0
+
+
+def test_a_video_that_changes_its_size_is_split(tmp_path: Path) -> None:
+    write_changing_size(tmp_path / "a.ts", [(64, 48), (96, 80)], 20)
+    report = run(tmp_path / "a.ts", out=tmp_path / "out")
+    assert report.failures == []
+    assert {probe(clip)[1:3] for clip in (tmp_path / "out/a").iterdir()} == {(64, 48)}
 
 
 def test_folders_below_keep_their_place(videos: Path, tmp_path: Path) -> None:
