@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.dataset.histogram import _edges, _label, picture
+from shards.dataset.histogram import _edges, _label, _range, picture
 from shards.geometry import Scale
 from tests.support.datasets import write_dataset
 
@@ -33,6 +33,13 @@ def test_every_length_is_inside_the_bins(lengths: list[int]) -> None:
     edges = _edges(np.array(lengths))
     assert np.histogram(lengths, edges)[0].sum() == len(lengths)
     assert (np.diff(edges) > 0).all()
+    assert 0 < edges[0] < min(lengths)
+    assert max(lengths) < edges[-1]
+
+
+def test_the_lengths_are_named() -> None:
+    assert _range(np.array([2688, 2688])) == "2,688"
+    assert _range(np.array([2688, 14080, 300])) == "300 to 14,080"
 
 
 def test_a_size_is_named_in_pixels_and_in_latent_cells() -> None:
