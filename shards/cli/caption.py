@@ -18,9 +18,9 @@ from shards.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from shards.prepare.caption.answers import CaptionOptions
     from shards.prepare.caption.captioner import Captioner
     from shards.prepare.caption.listing import Listing
+    from shards.prepare.caption.options import CaptionOptions
     from shards.prepare.caption.stage import CaptionReport
     from shards.prepare.work.workers import Worker
 
@@ -61,7 +61,7 @@ _8bit = typer.Option("--use-8bit", help="Load the model in 8 bits: half its memo
 _workers = typer.Option(
     help="Processes to start here; unset: one per GPU, or the rank that torchrun or srun gave."
 )
-_worker = typer.Option(hidden=True, help="Which of the workers this is.")
+_worker = typer.Option(help="Number of this one of --workers, from 0, where no launcher gives it.")
 
 
 def caption(
@@ -94,8 +94,8 @@ def caption(
     After a crash run the same command again, with any number of workers: captions that are made are kept,
     in a hidden folder beside the table. Clips that failed are tried again.
     """
-    from shards.prepare.caption.answers import CaptionOptions
     from shards.prepare.caption.listing import list_media
+    from shards.prepare.caption.options import CaptionOptions
     from shards.prepare.work.workers import this_worker
 
     options = CaptionOptions(
@@ -113,7 +113,10 @@ def caption(
     if endpoint_video and endpoint is None:
         raise InputError("--endpoint-video needs --endpoint: the URL of the server")
     server = partial(_open_server, options, endpoint or "", concurrency, retries, request_timeout)
-    opener = server if endpoint else partial(_open_local, options, device)
+
+    def opener(worker: Worker) -> Captioner:
+        return server() if endpoint else _open_local(options, device, worker)
+
     listing = partial(list_media, source, out, caption_column, media_column, extensions.split(","), recursive)
     me = this_worker(os.environ, worker, workers)
     _caption(listing, options, opener, overwrite, me, workers or _processes(endpoint, device))
@@ -128,7 +131,7 @@ def _caption(
     count: int,
 ) -> None:
     """Take part as worker `me`, or as the first of `count` that are started here. The first one reports."""
-    from shards.prepare.caption.answers import check
+    from shards.prepare.caption.options import check
     from shards.prepare.caption.stage import caption as caption_listing
     from shards.prepare.work.workers import crew
 
@@ -183,7 +186,7 @@ def _open_local(options: CaptionOptions, device: str, worker: Worker) -> Caption
 
 
 def _open_server(
-    options: CaptionOptions, url: str, at_once: int, retries: int, timeout_s: float, worker: Worker
+    options: CaptionOptions, url: str, at_once: int, retries: int, timeout_s: float
 ) -> Captioner:
     from shards.prepare.caption.endpoint import EndpointCaptioner
 

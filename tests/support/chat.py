@@ -27,7 +27,8 @@ _LONGEST_WAIT_S = 20.0
 class Fault:
     """What happens to the next `times` requests for a caption, of clips of that colour (None: of any).
 
-    status: an answer with that code. hang: none within `seconds`. empty: a caption without words. drop: the
+    status: an answer with that code. hang: none within `seconds`. empty: a caption without words. cut: a caption
+    that ends amid a character. page: a web page, as of a proxy. other: JSON that is no chat completion. drop: the
     connection is closed. none: it is answered.
     """
 
@@ -157,8 +158,15 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.kind == "status":
                 self._answer(fault.code, {"error": {"message": f"fault {fault.code}"}})
                 return
+            if fault and fault.kind == "page":
+                self._send(200, "text/html", b"<html>\n<h1>Log in</h1></html>")
+                return
+            if fault and fault.kind == "other":
+                self._answer(200, {"detail": "queued"})
+                return
             self.chat_server.chats.append({**body, "frames": frames, "text": text, "colour": colour})
-            answer = " " if fault else described(len(frames), colour)
+            answer = " " if fault and fault.kind == "empty" else described(len(frames), colour)
+            answer += "\ud83d" if fault and fault.kind == "cut" else ""
             choice = {
                 "index": 0,
                 "finish_reason": "stop",
@@ -183,9 +191,11 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _answer(self, code: int, value: Any) -> None:
-        data = json.dumps(value).encode()
+        self._send(code, "application/json", json.dumps(value).encode())
+
+    def _send(self, code: int, kind: str, data: bytes) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from shards.errors import InputError
+from shards.prepare.caption.processor import load_processor, takes_video
 from shards.prepare.caption.sampling import Frames
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 DEFAULT_INSTRUCTION = "Shortly describe the content of this video in two sentences."
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class CaptionError(Exception):
     """A model or server gave no caption for a clip: the `reason` in a few words.
 
-    `gone`: it says nothing about the clip, since the server could not be reached or was not able to work.
+    `gone`: it says nothing about the clip, since the server or the GPU was not able to work.
     """
 
     def __init__(self, reason: str, gone: bool = False) -> None:
@@ -35,12 +36,13 @@ class CaptionError(Exception):
 
 
 class Captioner(Protocol):
-    """What a pass over a table needs of a model. `at_once`: clips that it captions at a time, from as many threads."""
+    """What a pass over a table needs of a model."""
 
     name: str  # of the model
     label: str  # what messages call it
     sees: str  # "video", or "pictures": the frames of a clip, one by one
-    at_once: int
+    at_once: int  # clips that it captions at a time, from as many threads
+    most_gone: int  # clips in a row for which it may be `gone` before it is given up
 
     def caption(self, clip: Frames) -> str:
         """The answer as the model gave it. Raises CaptionError."""
@@ -54,6 +56,7 @@ class LocalCaptioner:
     """
 
     at_once = 1
+    most_gone = 1  # a GPU that failed does so until its process ends
 
     def __init__(
         self,
@@ -102,8 +105,9 @@ class LocalCaptioner:
                 "lower --max-frames or --frame-pixels, or use --use-8bit"
             ) from error
         except Exception as error:
-            # Whatever a model does with one clip, the others get their turn.
-            raise CaptionError(f"{type(error).__name__}: {_first_line(error)}") from error
+            # Whatever a model does with one clip, the others get their turn, unless the GPU is out of order.
+            gone = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+            raise CaptionError(f"{type(error).__name__}: {_first_line(error)}", gone) from error
 
     def _inputs(self, clip: Frames) -> dict[str, Any]:
         """What the model's `generate` takes, on its device."""
@@ -146,67 +150,6 @@ def chat_content(clip: Frames, instruction: str, sees: str) -> tuple[list[dict[s
     if len(pictures) > 1:
         text = {"type": "text", "text": f"{MANY_PICTURES} {instruction}"}
     return [*pictures, text], {}
-
-
-def takes_video(processor: ProcessorMixin) -> bool:
-    """Whether a processor can work on videos, and its chat template has a place for them."""
-    from transformers.video_processing_utils import VideoProcessorMixin
-
-    part = getattr(processor, "video_processor", None)
-    # The base class alone is what `load_processor` puts in the place of one that cannot be had.
-    if part is None or type(part) is VideoProcessorMixin:
-        return False
-    text = {"type": "text", "text": "?"}
-    try:
-        with_video, without = (
-            processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-            for content in ([{"type": "video"}, text], [text])
-        )
-    except Exception:  # a template may raise anything to say that it takes none
-        return False
-    return bool(with_video != without)
-
-
-def load_processor(model: str) -> ProcessorMixin:
-    """The processor of a chat model: its tokenizer, image processor and, where that can be had, video processor.
-
-    transformers' video processors need torchvision. Without it the processor is put together from the other
-    parts, so that the model can look at pictures. Raises ValueError for what is no such model.
-    """
-    from transformers import AutoProcessor
-
-    processor = _without_video(model) if importlib.util.find_spec("torchvision") is None else None
-    processor = processor or AutoProcessor.from_pretrained(model)
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise ValueError("it does not look at pictures; give a vision-language model")
-    if not processor.chat_template:
-        processor.chat_template = processor.tokenizer.chat_template
-    if not processor.chat_template:
-        raise ValueError("it has no chat template; give a model made for chat")
-    return processor
-
-
-def _without_video(model: str) -> ProcessorMixin | None:
-    """The processor of a model with an empty place for videos, None where there is no such place."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-    from transformers.video_processing_utils import VideoProcessorMixin
-
-    config = AutoConfig.from_pretrained(model)
-    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
-    loaders: dict[str, Callable[[], Any]] = {
-        "tokenizer": lambda: AutoTokenizer.from_pretrained(model),
-        "image_processor": lambda: AutoImageProcessor.from_pretrained(model),
-        "video_processor": VideoProcessorMixin,
-    }
-    parts = kind.get_attributes() if kind else []
-    if "video_processor" not in parts or not set(parts) <= set(loaders):
-        return None
-    # transformers cannot check the class of a video processor where it has none.
-    unchecked = {"check_argument_for_proper_class": lambda self, name, part: type(part)}
-    settings, _ = kind.get_processor_dict(model)
-    without: Any = type(kind.__name__, (kind,), unchecked)
-    return without.from_args_and_dict([loaders[part]() for part in parts], settings)
 
 
 def _load_model(model: str, device: torch.device, use_8bit: bool) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from shards.prepare.caption.sampling import Frames
 from shards.prepare.media.video import write_clip
 
 _JPEG_QUALITY = 90
+_LEAST_GONE = 8
 _CHECK_TIMEOUT_S, _CHECK_RETRIES = 30.0, 2
 _LISTED = 5
 _LONGEST_REASON = 300
@@ -54,6 +55,7 @@ class EndpointCaptioner:
         if timeout_s <= 0:
             raise InputError(f"--request-timeout {timeout_s:g}: give seconds, above 0")
         self.at_once = at_once
+        self.most_gone = max(_LEAST_GONE, 2 * at_once)
         self.sees = "video" if video else "pictures"
         self._url = _base(url)
         self._instruction = instruction
@@ -82,9 +84,16 @@ class EndpointCaptioner:
             raise CaptionError(_reason(error), gone=True) from error
         except openai.OpenAIError as error:
             raise CaptionError(_reason(error)) from error
-        if not answer.choices:
-            raise CaptionError("the server's answer holds no choice")
-        return answer.choices[0].message.content or ""
+        except ValueError as error:
+            raise CaptionError(f"its answer is no JSON: {_reason(error)}", gone=True) from error
+        try:
+            return answer.choices[0].message.content or ""
+        except (AttributeError, IndexError, TypeError):
+            # Of something between here and the server: openai hands over whatever came with status 200.
+            raise CaptionError(
+                f"its answer is no chat completion: {_shortened(str(answer))}. Is --endpoint the URL of the server?",
+                gone=True,
+            ) from None
 
     def _content(self, clip: Frames) -> list[dict[str, Any]]:
         text = {"type": "text", "text": self._instruction}
@@ -161,5 +170,9 @@ def _reason(error: Exception) -> str:
     """In a line, with what lies behind a lost connection."""
     cause = error.__cause__
     text = f"{error} ({cause})" if cause is not None and str(cause) else str(error)
-    text = " ".join(text.split()) or type(error).__name__
+    return _shortened(text) or type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.tables.rows import TABLE_SUFFIXES, numbered_rows
+from shards.prepare.failures import Failure
+from shards.prepare.media.picture import IMAGE_SUFFIXES
+from shards.prepare.tables.rows import TABLE_SUFFIXES, numbered_rows, split_cell
 from shards.prepare.tables.table import REFERENCE_COLUMN
 
 EXTENSIONS = ("mp4", "avi", "mov", "mkv", "webm", "jpg", "jpeg", "png", "webp")
 _TABLE_NAME = "dataset.json"
+_MEDIA_SUFFIXES = IMAGE_SUFFIXES | {f".{extension}" for extension in EXTENSIONS}
 
 Row = dict[str, Any]
 
@@ -22,7 +25,8 @@ Row = dict[str, Any]
 class Listing:
     """Rows as they will be in the table `out`, paths in them relative to its folder.
 
-    `new` are the media that no table named so far: they come into the table with their caption only.
+    `new` are the media that no table named so far: they come into the table with their caption only. `unusable`
+    are files that no table can name.
     """
 
     out: Path
@@ -30,6 +34,7 @@ class Listing:
     new: frozenset[str]
     caption: str  # the columns
     media: str
+    unusable: tuple[Failure, ...] = ()
 
     def uncaptioned(self, overwrite: bool) -> list[str]:
         """Media without a caption, each once, in the order of rows; all of them where captions are redone."""
@@ -77,9 +82,9 @@ def list_media(
     out = out or _default_out(source, is_table)
     if out.suffix.lower() not in TABLE_SUFFIXES:
         raise InputError(f"--out {out}: unknown kind of dataset file. Name it .csv, .json or .jsonl.")
-    before = _rows_of(out, out, media) if out.is_file() else []
+    before = _rows_of(out, out, caption, media) if out.is_file() else []
     if is_table:
-        rows = before if source.absolute() == out.absolute() else _rows_of(source, out, media)
+        rows = before if source.absolute() == out.absolute() else _rows_of(source, out, caption, media)
         if not rows:
             raise InputError(f"{source}: no rows in it. Write one row per clip with the column {media!r}.")
         known = {row[media]: row.get(caption) for row in before}
@@ -87,11 +92,18 @@ def list_media(
             row if row.get(caption) else {**row, **_kept(caption, known.get(row[media]))} for row in rows
         ]
         return Listing(out, tuple(filled), frozenset(), caption, media)
-    files = [_relative(path, out) for path in _files(source, extensions, recursive)]
+    files, unusable = [], []
+    for path in _files(source, extensions, recursive):
+        name = _relative(path, out)
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        if shown == name:
+            files.append(name)
+        else:
+            unusable.append(Failure(shown, "its name is not UTF-8 text: rename it"))
     listed = {row[media] for row in before}
     new = [path for path in files if path not in listed]
     rows = [*before, *({media: path} for path in new)]
-    return Listing(out, tuple(rows), frozenset(new), caption, media)
+    return Listing(out, tuple(rows), frozenset(new), caption, media, tuple(unusable))
 
 
 def _default_out(source: Path, is_table: bool) -> Path:
@@ -104,7 +116,7 @@ def _kept(caption: str, text: Any) -> Row:
     return {caption: text} if text else {}
 
 
-def _rows_of(table: Path, out: Path, media: str) -> list[Row]:
+def _rows_of(table: Path, out: Path, caption: str, media: str) -> list[Row]:
     """Rows of a table, their paths rewritten for a table at `out`."""
     rows = []
     for where, fields in numbered_rows(table):
@@ -112,24 +124,41 @@ def _rows_of(table: Path, out: Path, media: str) -> list[Row]:
         if media not in fields:
             there = ", ".join(repr(name) for name in fields) or "none"
             raise InputError(f"{table}: {where}: no column {media!r} (there are: {there}).")
-        if not isinstance(value, str) or not value.strip():
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(
+                f"{table}: {where}: column {media!r} is empty. Give the path of a clip or take the row out."
+            )
+        if not isinstance(value, str):
             raise InputError(f"{table}: {where}: column {media!r} holds {value!r}, expected a path.")
-        row = {**fields, media: _relative(table.parent / value.strip(), out)}
-        if fields.get(REFERENCE_COLUMN):
-            row[REFERENCE_COLUMN] = _references(fields[REFERENCE_COLUMN], table, out)
-        rows.append(row)
+        row = {
+            column: cell if column == caption else _moved(cell, column, table, out)
+            for column, cell in fields.items()
+        }
+        rows.append({**row, media: _relative(table.parent / value.strip(), out)})
     return rows
 
 
-def _references(value: Any, table: Path, out: Path) -> Any:
-    """One path, or a list of several, which a CSV cell joins by `;`; anything else is left for `encode` to refuse."""
-    if isinstance(value, str) and table.suffix.lower() == ".csv":
-        value = value.split(";")
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        return value
-    moved = [_relative(table.parent / part.strip(), out) for part in parts if part.strip()]
+def _moved(cell: Any, column: str, table: Path, out: Path) -> Any:
+    """A cell of another column for a table at `out`: paths are rewritten, anything else stays.
+
+    Paths are what the usual column of references holds, and names of media files that are there.
+    """
+    parts = [part for part in split_cell(table, cell) or [] if part]
+    if column != REFERENCE_COLUMN:
+        stays = table.parent.absolute() == out.parent.absolute()
+        parts = [] if stays or not all(_is_media(table.parent, part) for part in parts) else parts
+    if not parts:
+        return cell
+    moved = [_relative(table.parent / part, out) for part in parts]
     return moved[0] if len(moved) == 1 else moved
+
+
+def _is_media(folder: Path, name: str) -> bool:
+    suffix = Path(name).suffix.lower()
+    try:
+        return suffix in _MEDIA_SUFFIXES and not Path(name).is_absolute() and (folder / name).is_file()
+    except (OSError, ValueError):  # a text too long for a path, or with a zero byte
+        return False
 
 
 def _relative(path: Path, out: Path) -> str:

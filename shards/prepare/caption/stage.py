@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.caption.answers import CaptionOptions, Doubt, answers, check
+from shards.prepare.caption.asking import ask
 from shards.prepare.caption.captioner import Captioner
+from shards.prepare.caption.doubt import Doubt
 from shards.prepare.caption.listing import Listing
+from shards.prepare.caption.options import CaptionOptions, check
+from shards.prepare.caption.rounds import Rounds, digest
+from shards.prepare.caption.unit import caption_unit
 from shards.prepare.failures import FAILURES_NAME, Failure, write_failures
 from shards.prepare.tables.rows import table_bytes, write_rows
 from shards.prepare.work.job import Job
@@ -59,7 +61,8 @@ def caption(
     the same call with any number of workers goes on there and writes the same table. Clips that get no
     caption are listed in NAME.failures.jsonl beside the table, and tried again by the next call. The model is
     opened only if there is something to do. `listing` is called again when the table is written, so that
-    changes made to it meanwhile are kept.
+    changes made to it meanwhile are kept. With `overwrite` each call captions all clips anew, unless it goes on
+    with one that was killed; the other workers' part in that begins with the first one's.
 
     Raises `InputError` when nothing can be captioned at all, and when a server is gone.
     """
@@ -97,11 +100,7 @@ def failures_path(out: Path) -> Path:
 
 
 class _Pass:
-    """One worker's way through the rounds of a pass.
-
-    A round is a list of clips and the job that captions them. An unfinished round is gone on with, whatever
-    the listing says by then; a new one is begun for what no round has captioned.
-    """
+    """One worker's way through the rounds of a pass."""
 
     def __init__(
         self,
@@ -120,13 +119,10 @@ class _Pass:
         self._open = open_captioner
         self._overwrite = overwrite
         self._worker = worker
-        self._captions: dict[str, str] = {}
-        self._reasons: dict[str, str] = {}
-        self._round = 0
         out = self.listing.out
         self._storage = open_storage(out.parent)
-        self._folder = f".{out.name}.caption/{_digest(asdict(options))}"
-        self._take_finished()
+        folder = f".{out.name}.caption/{digest(asdict(options))}"
+        self._rounds = Rounds(self._storage, folder, out.parent, worker, overwrite)
 
     def run(self) -> None:
         """Do rounds until every clip that is wanted has a caption or was tried in vain."""
@@ -134,47 +130,39 @@ class _Pass:
         while (clips := self._next(tried)) is not None:
             self._do(clips)
             tried.update(clips)
-            self._take_finished()
+            self._rounds.take_finished()
 
     def rows_without(self) -> Iterator[dict[str, Any]]:
         """Rows of the listing that neither had a caption nor got one."""
-        wanted = set(self.listing.uncaptioned(self._overwrite)) - self._captions.keys()
+        wanted = set(self.listing.uncaptioned(self._overwrite)) - self._rounds.captions.keys()
         return (row for row in self.listing.rows if row[self.listing.media] in wanted)
 
     def failures(self) -> tuple[Failure, ...]:
         """What is wanted and has no caption, with the last reason."""
-        wanted = self.listing.uncaptioned(self._overwrite)
-        return tuple(_failures(wanted, self._captions, self._reasons))
+        return _failures(self.listing, self._overwrite, self._rounds.captions, self._rounds.reasons)
 
     def write_table(self) -> None:
         """Write the table and the list of failures, unless they are what they should be already."""
-        self._write(self._captions, self._reasons)
+        self._write(self._rounds.captions, self._rounds.reasons)
 
     def _next(self, tried: set[str]) -> list[str] | None:
         """The clips of the round to do now, beginning one if need be; None when nothing is left."""
-        path = f"{self._path()}/clips.json"
-        while (clips := self._read(path)) is None:
+        rounds = self._rounds
+        while (clips := rounds.open()) is None:
+            if not rounds.may_begin():
+                return rounds.open()
             wanted = [
                 media
                 for media in self.listing.uncaptioned(self._overwrite)
-                if media not in self._captions
+                if media not in rounds.captions
                 and media not in tried
                 # What failed before is for one worker alone, or each that comes late would try it once more.
-                and (self._worker.index == 0 or media not in self._reasons)
+                and (self._worker.index == 0 or media not in rounds.reasons)
             ]
             if not wanted:
                 return None
-            # Workers may disagree on what is there. The first one's list holds.
-            self._storage.create(path, _as_json(wanted))
-        return list(clips)
-
-    def _take_finished(self) -> None:
-        """Learn the captions of rounds that are done."""
-        while (result := self._read(f"{self._path()}/result.json")) is not None:
-            found = self._read(f"{self._path()}/captions.json") or {}
-            self._captions |= found
-            self._reasons |= dict(result["failures"])
-            self._round += 1
+            rounds.begin(wanted)
+        return clips
 
     def _do(self, clips: Sequence[str]) -> None:
         if self.opened is None:
@@ -186,16 +174,18 @@ class _Pass:
             **asdict(self._options),
             "model": captioner.name,
             "sees": captioner.sees,
-            "clips": _digest(clips),
+            "clips": digest(clips),
         }
-        job = Job(self._storage, self._path(), -(-len(clips) // size), identity)
+        path = self._rounds.path
+        job = Job(self._storage, path, -(-len(clips) // size), identity)
+        answers = partial(ask, captioner, folder=self.listing.out.parent, options=self._options)
         doubt = Doubt(captioner)
         began = time.perf_counter()
         with progress_bar(quiet=self._worker.index > 0) as progress:
             bar = progress.add_task("Captioning", total=len(clips))
             before: int | None = None
 
-            def on_units(done: int, units: int) -> None:
+            def on_units(done: int, _: int) -> None:
                 nonlocal before
                 count = min(done * size, len(clips))
                 before = count if before is None else before
@@ -203,7 +193,10 @@ class _Pass:
 
             def do(unit: int) -> dict[str, Any]:
                 chosen = clips[unit * size : (unit + 1) * size]
-                return self._do_unit(captioner, chosen, doubt, lambda: progress.advance(bar))
+                kept = f"{path}/answered/{unit:06d}.json"
+                return caption_unit(
+                    answers, chosen, doubt, self._storage, kept, lambda: progress.advance(bar)
+                )
 
             job.run(
                 self._worker,
@@ -215,33 +208,18 @@ class _Pass:
         self.tried += len(clips) - (before or 0)
         self.busy_s += time.perf_counter() - began
 
-    def _do_unit(
-        self, captioner: Captioner, clips: Sequence[str], doubt: Doubt, on_clip: Callable[[], None]
-    ) -> dict[str, Any]:
-        captions: dict[str, str] = {}
-        failures: dict[str, str] = {}
-        folder, options = self.listing.out.parent, self._options
-        with closing(answers(captioner, clips, folder, options)) as found:
-            for media, answer in zip(clips, found, strict=True):
-                on_clip()
-                doubt.note(answer)
-                if isinstance(answer, str):
-                    captions[media] = answer
-                else:
-                    failures[media] = answer.reason
-        return {"captions": captions, "failures": failures}
-
     def _finish(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         captions = {media: text for result in results for media, text in result["captions"].items()}
         failures = {media: reason for result in results for media, reason in result["failures"].items()}
-        self._storage.write(f"{self._path()}/captions.json", _as_json(captions))
-        self._write({**self._captions, **captions}, {**self._reasons, **failures})
+        self._rounds.finish(captions)
+        self._write({**self._rounds.captions, **captions}, {**self._rounds.reasons, **failures})
+        for entry in self._storage.list(f"{self._rounds.path}/answered"):
+            self._storage.remove(entry.path)
         return {"captioned": len(captions), "failures": failures}
 
     def _write(self, captions: Mapping[str, str], reasons: Mapping[str, str]) -> None:
         listing = self._list()
-        wanted = listing.uncaptioned(self._overwrite)
-        failures = list(_failures(wanted, captions, reasons))
+        failures = _failures(listing, self._overwrite, captions, reasons)
         beside = failures_path(listing.out)
         write_failures(self._storage, failures, beside.name)
         rows = listing.captioned(captions, self._overwrite)
@@ -250,31 +228,11 @@ class _Pass:
         if not listing.out.is_file() or listing.out.read_bytes() != table_bytes(listing.out, rows):
             write_rows(listing.out, rows)
 
-    def _path(self) -> str:
-        return f"{self._folder}/{self._round:03d}"
-
-    def _read(self, path: str) -> Any:
-        try:
-            return json.loads(self._storage.read(path))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise InputError(
-                f"{self._storage.name}/{path} is damaged ({error}): remove {self._folder} to begin anew"
-            ) from error
-
 
 def _failures(
-    wanted: Iterable[str], captions: Mapping[str, str], reasons: Mapping[str, str]
-) -> Iterator[Failure]:
-    for media in wanted:
-        if media not in captions and media in reasons:
-            yield Failure(media, reasons[media])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_as_json(value)).hexdigest()[:16]
-
-
-def _as_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+    listing: Listing, overwrite: bool, captions: Mapping[str, str], reasons: Mapping[str, str]
+) -> tuple[Failure, ...]:
+    """What is wanted and has no caption, with the reason, after the files that no table can name."""
+    wanted = listing.uncaptioned(overwrite)
+    tried = (Failure(name, reasons[name]) for name in wanted if name not in captions and name in reasons)
+    return (*listing.unusable, *tried)

@@ -48,6 +48,20 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(data)
 
 
+def split_cell(path: Path, value: Any) -> list[str] | None:
+    """The texts in a cell of a table at `path`: one, a list of them or, in CSV, several joined by `;`.
+
+    They are stripped. A cell without any gives none, one with other values than text None.
+    """
+    if isinstance(value, str):
+        value = value.split(_SEPARATOR) if path.suffix.lower() == ".csv" else [value]
+    values = [] if value is None else value
+    if not isinstance(values, list) or not all(isinstance(part, str) for part in values):
+        return None
+    parts = [part.strip() for part in values]
+    return parts if any(parts) else []
+
+
 def table_bytes(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows as a file of the name `path` holds them: by suffix, UTF-8, columns in the order first seen.
 
@@ -87,7 +101,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(entries, list):
         raise InputError(
@@ -104,7 +118,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 fields = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"{path}: line {number}: not valid JSON ({error}).") from error
             yield f"line {number}", _object(path, f"line {number}", fields)
 
@@ -114,7 +128,20 @@ def _object(path: Path, where: str, fields: Any) -> dict[str, Any]:
         raise InputError(
             f"{path}: {where}: holds a {type(fields).__name__}, expected an object with named columns."
         )
+    for column, value in fields.items():
+        # JSON can name halves of a character, which text cut in the middle of one has; UTF-8 has no bytes for them.
+        if not _is_text(json.dumps([column, value], ensure_ascii=False)):
+            raise InputError(
+                f"{path}: {where}: column {column!r} holds half a character, which was cut: {value!r}. Correct it."
+            )
     return fields
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return value.isascii() or bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.tables.rows import numbered_rows
+from shards.prepare.tables.rows import numbered_rows, split_cell
 
 REFERENCE_COLUMN = "reference_path"
 _LISTED = 5
@@ -41,13 +41,19 @@ def read_table(
     references come in that order. A cell may hold several paths, as a list or, in CSV, joined by `;`. The
     usual name may be absent from the table, others must be there, and None leaves references out.
 
-    Nothing is looked up: see `check_media`. Raises `InputError` naming file, row and column for a missing
+    Paths may be absolute or lead out of the folder. Nothing is looked up: see `check_media`.
+
+    Raises `InputError` naming file, row and column for a missing
     column or value, and for a row that fills some of several reference columns.
     """
     columns = [name for name in map(str.strip, (reference or "").split(",")) if name]
     rows = []
     for where, fields in numbered_rows(path):
         clip = _text(path, where, fields, media)
+        if not clip:
+            raise InputError(
+                f"{path}: {where}: column {media!r} is empty. Give the path of a clip or take the row out."
+            )
         text = _text(path, where, fields, caption)
         paired = tuple(path.parent / value for value in _references(path, where, fields, columns))
         rows.append(Row("", text, clip, path.parent / clip, paired))
@@ -142,16 +148,11 @@ def _cell(path: Path, where: str, fields: dict[str, Any], column: str) -> list[s
     if column == REFERENCE_COLUMN and column not in fields:
         return []
     value = _value(path, where, fields, column)
-    if value is None:
-        return []
-    if isinstance(value, str) and path.suffix.lower() == ".csv":
-        value = value.split(";")
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(entry, str) for entry in values):
+    values = split_cell(path, value)
+    if values is None:
         raise InputError(
             f"{path}: {where}: column {column!r} holds {value!r}, expected text or a list of it."
         )
-    values = [entry.strip() for entry in values]
-    if any(values) and not all(values):
+    if not all(values):
         raise InputError(f"{path}: {where}: column {column!r} holds an empty path among others: {value!r}.")
-    return [entry for entry in values if entry]
+    return values

@@ -13,9 +13,9 @@ import typer
 
 from shards.cli import app
 from shards.errors import InputError
-from shards.prepare.caption.answers import CaptionOptions
 from shards.prepare.caption.captioner import MANY_PICTURES, CaptionError, LocalCaptioner, chat_content
 from shards.prepare.caption.listing import EXTENSIONS
+from shards.prepare.caption.options import CaptionOptions
 from shards.prepare.caption.sampling import Frames
 from tests.support.clips import PALETTE, ramp
 from tests.support.models import tiny_model
@@ -94,6 +94,26 @@ def test_a_clip_that_the_model_refuses_is_an_error_of_that_clip() -> None:
         model.caption(clip(0, frames=1, width=1000, height=2))
     assert not error.value.gone
     assert model.caption(clip(0))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)
+def test_a_gpu_that_is_out_of_order_is_gone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    model = LocalCaptioner(str(tiny_vlm()), device=CPU, max_new_tokens=5)
+
+    def generate(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model._model, "generate", generate)
+    with pytest.raises(CaptionError, match=f"{type(error).__name__}: CUDA error: ") as raised:
+        model.caption(clip(0))
+    assert raised.value.gone
+    assert model.most_gone == 1
 
 
 def broken(tmp_path: Path, damage: str) -> str:

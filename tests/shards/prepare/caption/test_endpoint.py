@@ -78,6 +78,12 @@ def test_what_may_pass_is_tried_again(faults: list[Fault]) -> None:
         (Fault("status", times=9, code=429), "Error code: 429 - fault 429", True),
         (Fault("status", code=400), "Error code: 400 - fault 400", False),
         (Fault("drop", times=9), "Connection error.", True),
+        (
+            Fault("page"),
+            "its answer is no chat completion: <html> <h1>Log in</h1></html>. Is --endpoint the URL of the server?",
+            True,
+        ),
+        (Fault("other"), "its answer is no chat completion: ", True),
     ],
 )
 def test_what_does_not_pass_is_an_error_with_its_reason(fault: Fault, reason: str, gone: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from shards.errors import InputError
 from shards.prepare.caption.listing import list_media
+from shards.prepare.failures import Failure
 from shards.prepare.tables.rows import read_rows, write_rows
 
 
@@ -60,6 +61,37 @@ def test_paths_are_relative_to_the_table_wherever_it_lies(tmp_path: Path, monkey
     assert [row["n"] for row in moved] == ["1", ""]
 
 
+def test_other_columns_that_name_files_follow_the_table(tmp_path: Path) -> None:
+    touch(tmp_path, "raw/a.mp4", "raw/d/a.mp4", "raw/e/a.mp4", "raw/licence")
+    row = {
+        "media_path": "a.mp4",
+        "caption": "d/a.mp4",
+        "depth": "d/a.mp4",
+        "both": "d/a.mp4;e/a.mp4",
+        "half": "d/a.mp4;gone.mp4",
+        "whole": str(tmp_path / "raw/a.mp4"),
+        "note": "licence",
+        "text": "x" * 5000 + ".mp4",
+    }
+    write_rows(tmp_path / "raw/t.csv", [row])
+    (moved,) = list_media(tmp_path / "raw/t.csv", tmp_path / "t.csv").rows
+    assert moved == {
+        **row,
+        "media_path": "raw/a.mp4",
+        "depth": "raw/d/a.mp4",
+        "both": ["raw/d/a.mp4", "raw/e/a.mp4"],
+    }
+    write_rows(tmp_path / "raw/t.csv", [{**row, "depth": "./d/a.mp4"}])
+    assert list_media(tmp_path / "raw/t.csv").rows[0]["depth"] == "./d/a.mp4", "and stay beside it"
+
+
+def test_a_file_whose_name_is_no_text_is_listed_as_unusable(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", os.fsdecode(b"\xe9t\xe9.mp4"))
+    listing = list_media(tmp_path)
+    assert listing.uncaptioned(False) == ["a.mp4"]
+    assert listing.unusable == (Failure(r"\xe9t\xe9.mp4", "its name is not UTF-8 text: rename it"),)
+
+
 def test_new_files_join_the_table_that_is_there(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     write_rows(
@@ -106,13 +138,18 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
         ("a.txt", "neither a table nor one of jpg, mp4. See --extensions."),
         ("none.csv", "no rows in it. Write one row per clip with the column 'media_path'."),
         ("other.csv", "row 1: no column 'media_path' (there are: 'caption', 'path')."),
-        ("blank.json", "row 2: column 'media_path' holds ' ', expected a path."),
+        (
+            "blank.json",
+            "row 2: column 'media_path' is empty. Give the path of a clip or take the row out.",
+        ),
+        ("number.json", "row 1: column 'media_path' holds 3, expected a path."),
     ],
 )
 def test_what_holds_nothing_to_caption_is_refused(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     touch(tmp_path, "a.txt", "none.csv")
     (tmp_path / "other.csv").write_text("caption,path\nx,a.mp4\n")
+    write_rows(tmp_path / "number.json", [{"media_path": 3}])
     write_rows(tmp_path / "blank.json", [{"media_path": "a.mp4"}, {"media_path": " "}])
     with pytest.raises(InputError) as error:
         list_media(tmp_path / source, extensions=("mp4", "jpg"))

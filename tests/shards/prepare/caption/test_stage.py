@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 import torch
 
 from shards.errors import InputError
-from shards.prepare.caption.answers import CaptionOptions
-from shards.prepare.caption.captioner import LocalCaptioner
+from shards.prepare.caption import asking, rounds
+from shards.prepare.caption.captioner import CaptionError, LocalCaptioner
 from shards.prepare.caption.endpoint import EndpointCaptioner
 from shards.prepare.caption.listing import list_media
+from shards.prepare.caption.options import CaptionOptions
+from shards.prepare.caption.sampling import Frames, sample_frames
 from shards.prepare.caption.stage import CaptionReport, caption
-from shards.prepare.encode.assign import Failure
+from shards.prepare.failures import Failure
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.tables.table import check_media, read_table
+from shards.prepare.work.workers import Worker
 from tests.support.chat import ChatServer, Fault, chat_server
 from tests.support.clips import write_ramp
 from tests.support.forks import Fork
@@ -27,6 +31,7 @@ from tests.support.jobs import until
 from tests.support.runs import ROOT, environment
 from tests.support.vlm import tiny_vlm
 
+ALONE = Worker()
 LOCAL = CaptionOptions(max_new_tokens=6)
 SERVED = CaptionOptions(at_server=True)
 UNREADABLE = "Invalid data found when processing input"
@@ -46,14 +51,19 @@ def by_server(
     overwrite: bool = False,
     options: CaptionOptions = SERVED,
     at_once: int = 4,
+    patience: int | None = None,
+    worker: Worker = ALONE,
     **listing: object,
 ) -> CaptionReport:
     def opened() -> EndpointCaptioner:
-        return EndpointCaptioner(
+        made = EndpointCaptioner(
             server.url, "tiny", at_once=at_once, retries=1, timeout_s=5.0, environment={}
         )
+        made.most_gone = patience or made.most_gone
+        return made
 
-    return caption(partial(list_media, source, out, **listing), options, opened, overwrite=overwrite)  # type: ignore[arg-type]
+    listed = partial(list_media, source, out, **listing)  # type: ignore[arg-type]
+    return caption(listed, options, opened, overwrite=overwrite, worker=worker)
 
 
 def by_model(source: Path, out: Path) -> CaptionReport:
@@ -124,7 +134,7 @@ def test_captions_and_columns_that_are_there_stay(tmp_path: Path, server: ChatSe
     assert report.failures == (Failure("gone.mp4", "No such file or directory"),)
     report = by_server(server, table, overwrite=True)
     assert [row["caption"] for row in read_rows(table)] == [answer(1), filled, filled, None]
-    assert (report.captioned, report.kept) == (1, 2)
+    assert (report.captioned, report.kept) == (3, 0)
 
 
 def test_the_same_call_again_has_nothing_to_do(tmp_path: Path, server: ChatServer) -> None:
@@ -132,9 +142,8 @@ def test_the_same_call_again_has_nothing_to_do(tmp_path: Path, server: ChatServe
     by_server(server, tmp_path)
     table = tmp_path / "dataset.json"
     before, asked = table.read_bytes(), len(server.chats)
-    for overwrite in (False, True):
-        again = by_server(server, tmp_path, overwrite=overwrite)
-        assert (again.captioned, again.kept, again.model) == (0, 2, None)
+    again = by_server(server, tmp_path)
+    assert (again.captioned, again.kept, again.model) == (0, 2, None)
     table.unlink()
     assert by_server(server, tmp_path).captioned == 0, "a lost table is written again from what was kept"
     assert table.read_bytes() == before
@@ -142,6 +151,57 @@ def test_the_same_call_again_has_nothing_to_do(tmp_path: Path, server: ChatServe
     write_ramp(tmp_path / "clip9.mp4", colour=4, frames=8)
     assert by_server(server, tmp_path).captioned == 1
     assert [row["media_path"] for row in read_rows(table)] == ["clip0.mp4", "clip1.mp4", "clip9.mp4"]
+
+
+def test_to_overwrite_is_to_caption_all_anew_each_time(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, 1, 2, 3)
+    by_server(server, tmp_path)
+    for times in (2, 3):
+        write_rows(tmp_path / "dataset.json", [{"media_path": "clip0.mp4", "caption": "bad"}])
+        report = by_server(server, tmp_path, overwrite=True)
+        assert (report.captioned, len(server.chats)) == (3, 3 * times)
+        assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == list(
+            map(answer, (1, 2, 3))
+        )
+
+
+def test_a_pass_that_overwrites_goes_on_where_it_ended(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, *range(5))
+    by_server(server, tmp_path)
+    server.faults = [Fault("drop", times=1000, colour=3)]
+    server.chats.clear()
+    with pytest.raises(InputError, match="gone"):
+        by_server(server, tmp_path, overwrite=True, at_once=1, patience=1)
+    server.faults = []
+    assert by_server(server, tmp_path, overwrite=True).captioned == 5
+    assert sorted(chat["colour"] for chat in server.chats) == [0, 1, 2, 3, 4]
+
+
+def test_a_worker_that_comes_to_an_overwriting_pass_takes_part_in_it(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins none of its own: all would be captioned again for each worker that is late."""
+    monkeypatch.setattr(rounds, "_TO_BEGIN_S", 0.3)
+    films(tmp_path, 1, 2)
+    by_server(server, tmp_path, overwrite=True)
+    late = by_server(server, tmp_path, overwrite=True, worker=Worker(1, 2))
+    assert (late.model, len(server.chats)) == (None, 2)
+    monkeypatch.setattr(rounds, "_TO_BEGIN_S", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(by_server, server, tmp_path, overwrite=True, worker=Worker(1, 2))
+        assert by_server(server, tmp_path, overwrite=True, worker=Worker(0, 2)).captioned == 2
+        assert early.result().model == "tiny"
+    assert len(server.chats) == 4
+
+
+def test_a_clip_that_changed_is_captioned_again(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, 1, 2)
+    by_server(server, tmp_path)
+    write_ramp(tmp_path / "clip0.mp4", frames=12, width=48, height=32, colour=5)
+    (tmp_path / "dataset.json").unlink()
+    by_server(server, tmp_path)
+    assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == [answer(5, 2), answer(2)]
+    assert len(server.chats) == 3
 
 
 def test_other_options_make_other_captions(tmp_path: Path, server: ChatServer) -> None:
@@ -188,8 +248,8 @@ def test_a_server_that_refuses_everything_is_given_up_early(tmp_path: Path, serv
     with pytest.raises(InputError) as error:
         by_server(server, tmp_path, at_once=1)
     assert str(error.value) == (
-        f"--endpoint {server.url}, model tiny: no caption for any of the first 4 clips, the last time because: "
-        "Error code: 400 - fault 400"
+        f"--endpoint {server.url}, model tiny: no caption for any of the first 4 clips, the last, clip11.mp4, because: "
+        "Error code: 400 - fault 400. What is done is kept: run the same command again, and it begins with others."
     )
     assert server.faults[0].times == 96, "and not asked about the rest"
     assert not (tmp_path / "dataset.json").exists()
@@ -201,11 +261,89 @@ def test_a_server_that_goes_away_costs_no_clip(tmp_path: Path, server: ChatServe
     pictures(tmp_path, 14)
     server.faults = [Fault("none", times=3), Fault("drop", times=1000)]
     with pytest.raises(
-        InputError, match="gone, 8 clips in a row failed, the last time because: Connection error"
+        InputError, match=r"gone, 8 clip\(s\) in a row failed, the last, 01\d.png, because: Connection error"
     ):
         by_server(server, tmp_path, at_once=4)
     server.faults = []
     assert by_server(server, tmp_path).captioned == 14
+    assert len(server.chats) == 14, "and what was answered was kept"
+
+
+def test_bad_clips_at_the_start_keep_nobody_from_the_rest(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, *[0] * 5, *[1] * 5, 0)
+    server.faults = [Fault("status", times=1000, code=400, colour=0)]
+    with pytest.raises(InputError, match="no caption for any of the first 4 clips"):
+        by_server(server, tmp_path, at_once=1)
+    report = by_server(server, tmp_path, at_once=1)
+    assert (report.captioned, len(report.failures)) == (5, 6)
+
+
+def test_a_model_that_answers_no_more_is_given_up(tmp_path: Path, server: ChatServer) -> None:
+    pictures(tmp_path, 40)
+    server.faults = [Fault("none", times=2), Fault("status", times=1000, code=400)]
+    with pytest.raises(
+        InputError, match=r"no caption for 16 clips in a row, the last, 017\.png, because: Error"
+    ):
+        by_server(server, tmp_path, at_once=1)
+    server.faults = []
+    report = by_server(server, tmp_path)
+    assert (report.captioned, report.failures, len(server.chats)) == (40, (), 40)
+
+
+class LostGpu:
+    """A captioner whose GPU fails at its third clip."""
+
+    name, label, sees, at_once, most_gone = "m", "--model m", "pictures", 1, 1
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def caption(self, clip: Frames) -> str:
+        """A caption, or the error."""
+        self.seen += 1
+        if self.seen > 2:
+            raise CaptionError(
+                "AcceleratorError: CUDA error: an illegal memory access was encountered", gone=True
+            )
+        return f"number {self.seen}"
+
+
+def test_a_lost_gpu_ends_its_worker_and_costs_no_clip(tmp_path: Path) -> None:
+    pictures(tmp_path, 5)
+    listing = partial(list_media, tmp_path)
+    for seen in (1, 3):
+        with pytest.raises(InputError) as error:
+            caption(listing, LOCAL, LostGpu)
+        assert str(error.value) == (
+            f"--model m: gone, 1 clip(s) in a row failed, the last, 00{seen + 1}.png, because: AcceleratorError: CUDA "
+            "error: an illegal memory access was encountered. What is done is kept: run the same command again."
+        )
+    report = caption(listing, LOCAL, LostGpu)
+    assert (report.captioned, report.failures) == (5, ())
+
+
+def test_a_file_that_nobody_thought_of_costs_its_own_caption(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films(tmp_path, 1, 2, 3)
+
+    def strange(path: Path, *arguments: object) -> Frames:
+        if path.name == "clip1.mp4":
+            raise KeyError("strange")
+        return sample_frames(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asking, "sample_frames", strange)
+    report = by_server(server, tmp_path)
+    assert (report.captioned, report.failures) == (2, (Failure("clip1.mp4", "KeyError: 'strange'"),))
+
+
+def test_half_a_character_of_an_answer_and_of_a_name(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, 1)
+    write_ramp(tmp_path / os.fsdecode(b"\xe9.mp4"), frames=2)
+    server.faults = [Fault("cut")]
+    report = by_server(server, tmp_path)
+    assert read_rows(tmp_path / "dataset.json") == [{"caption": answer(1), "media_path": "clip0.mp4"}]
+    assert report.failures == (Failure(r"\xe9.mp4", "its name is not UTF-8 text: rename it"),)
 
 
 def test_where_no_clip_gets_a_caption_that_is_an_error(tmp_path: Path, server: ChatServer) -> None:
@@ -318,6 +456,29 @@ def test_a_worker_killed_at_its_work_is_made_good_by_two_others(tmp_path: Path) 
     shown = [line for line in lines if line and line[0] in ("39", "raw/020.png")]
     assert shown[0][:3] + shown[0][-1:] == ["39", "0", "1", "pictures"]
     assert shown[1][0] == "raw/020.png"
+
+
+def test_two_ranks_of_a_launcher_do_as_one_worker(tmp_path: Path) -> None:
+    media = pictures(tmp_path / "raw", 40)
+    (media / "020.png").write_bytes(b"no picture")
+    by_model(media, tmp_path / "alone.json")
+    out = tmp_path / "t.json"
+    arguments = [media, "--out", out, "--model", tiny_vlm(), "--max-new-tokens", LOCAL.max_new_tokens]
+    ranks = [
+        subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            env={**environment(), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed, errors = zip(*(rank.communicate(timeout=120) for rank in ranks), strict=True)
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert list(outcome(out).values()) == list(outcome(tmp_path / "alone.json").values())
+    assert [bool(text) for text in printed] == [True, False], "the first one reports"
 
 
 def test_the_command_asks_a_server(tmp_path: Path, server: ChatServer) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import InputError
-from shards.prepare.tables.rows import read_rows, table_bytes, write_rows
+from shards.prepare.tables.rows import read_rows, split_cell, table_bytes, write_rows
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 COLUMNS = st.sampled_from(["caption", "media_path", "Größe", 'a "b"', "c,d", "e\nf", ";"])
@@ -77,6 +77,13 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, suffi
         ("t.json", '{"a": 1}', "holds a dict, expected a list of objects, one per clip."),
         ("t.json", '["a"]', "row 1: holds a str, expected an object with named columns."),
         ("t.jsonl", '{"a": 1}\n\n{', "line 3: not valid JSON (Expecting property name enclosed"),
+        ("t.json", "[" * 100_000, "not valid JSON (maximum recursion depth"),
+        (
+            "t.jsonl",
+            '{"caption": "x"}\n{"caption": "a \\ud83d b"}',
+            r"line 2: column 'caption' holds half a character, which was cut: 'a \ud83d b'. Correct it.",
+        ),
+        ("t.json", r'[{"a": ["b", "\udcff"]}]', "row 1: column 'a' holds half a character, which was cut: ["),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -84,6 +91,24 @@ def test_what_is_no_table_is_refused(tmp_path: Path, name: str, text: str, messa
     with pytest.raises(InputError) as error:
         read_rows(tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "parts"),
+    [
+        ("t.csv", " a ;b", ["a", "b"]),
+        ("t.json", "a;b", ["a;b"]),
+        ("t.jsonl", ["a", " b "], ["a", "b"]),
+        ("t.csv", "a;;b", ["a", "", "b"]),
+        ("t.csv", " ; ", []),
+        ("t.json", None, []),
+        ("t.json", [], []),
+        ("t.json", 3, None),
+        ("t.json", ["a", 3], None),
+    ],
+)
+def test_a_cell_holds_one_text_or_several(name: str, cell: object, parts: list[str] | None) -> None:
+    assert split_cell(Path(name), cell) == parts
 
 
 def test_a_table_has_a_known_kind() -> None:

@@ -57,6 +57,20 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
     assert (row.caption, row.media.name, row.references) == ("x", "a.mp4", (tmp_path / "edges/a.mp4",))
 
 
+def test_paths_may_lead_out_of_the_folder_and_be_absolute(tmp_path: Path) -> None:
+    """Tables are the user's own: footage is often elsewhere, and a table written elsewhere leads back to it."""
+    (tmp_path / "tables").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    table = tmp_path / "tables" / "t.json"
+    entry = {"caption": "x", "media_path": "../a.mp4", "reference_path": str(tmp_path / "b.mp4")}
+    table.write_text(json.dumps([entry]))
+    (row,) = read_table(table)
+    check_media(table, [row])
+    assert row.media.samefile(tmp_path / "a.mp4")
+    assert row.references == (tmp_path / "b.mp4",)
+
+
 def test_references_are_optional_under_their_usual_name_only(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.json", [{"caption": "x", "media_path": "a.mp4"}])
     assert read_table(table)[0].references == ()
@@ -102,6 +116,11 @@ GOOD = '{"caption": "x", "media_path": "a.mp4"}'
         ),
         ("t.json", '[{"caption": null, "media_path": "a.mp4"}]', "row 1: column 'caption' holds None"),
         (
+            "t.csv",
+            "caption,media_path\nx, \n",
+            "row 1: column 'media_path' is empty. Give the path of a clip or take the row out.",
+        ),
+        (
             "t.json",
             '[{"caption": "x", "media_path": "a.mp4", "reference_path": 3}]',
             "row 1: column 'reference_path' holds 3, expected text or a list of it",
@@ -140,7 +159,7 @@ def test_a_row_that_fills_some_reference_columns_is_refused(tmp_path: Path) -> N
 
 def test_missing_files_are_all_counted_and_the_first_named(tmp_path: Path) -> None:
     table = tmp_path / "t.json"
-    names = ["a.mp4", *(f"gone{number}.mp4" for number in range(6)), ""]
+    names = ["a.mp4", *(f"gone{number}.mp4" for number in range(7))]
     entries: list[dict] = [{"caption": "x", "media_path": name} for name in names]
     entries[0]["reference_path"] = "r.mp4"
     table.write_text(json.dumps(entries))
