@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from shards.cli.dataset import advice_on_damage
+
 
 def convert(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of the dataset.")],
@@ -20,7 +22,7 @@ def convert(
     from shards.dataset.convert import convert as convert_dataset
     from shards.prepare.work.progress import progress_bar
 
-    with progress_bar() as progress:
+    with progress_bar() as progress, advice_on_damage(root):
         task = progress.add_task("Converting samples", total=None)
         report = convert_dataset(
             root, out, to, on_sample=lambda total: progress.update(task, total=total, advance=1)

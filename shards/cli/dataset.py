@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -13,6 +15,17 @@ from shards.errors import InputError, ShardError
 from shards.geometry import Scale
 
 DatasetRoot = Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of the dataset.")]
+
+
+@contextmanager
+def advice_on_damage(root: str) -> Iterator[None]:
+    """Say what to do about a damaged shard of the dataset ``root``, as an InputError."""
+    try:
+        yield
+    except ShardError as error:
+        raise InputError(
+            f"{error}; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
+        ) from error
 
 
 def index(
@@ -48,7 +61,7 @@ def index(
         raise InputError(f"--threads {threads}: it must be at least 1")
     with progress_bar() as progress:
         task = progress.add_task("Scanning shards", total=None)
-        try:
+        with advice_on_damage(root):
             manifest = index_dataset(
                 root,
                 read_info(like) if like else None,
@@ -58,10 +71,6 @@ def index(
                 threads=threads,
                 on_shard=lambda _, total: progress.update(task, total=total, advance=1),
             )
-        except ShardError as error:
-            raise InputError(
-                f"{error}; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
-            ) from error
     typer.echo(
         f"{root}: {len(manifest)} samples in {len(manifest.shards)} shards, "
         f"fingerprint {manifest.fingerprint}"

@@ -82,10 +82,12 @@ def write_mds(folder: Path, shards: Iterable[Iterable[Stored]]) -> Iterator[Path
             for shard in writer.shards[written:]:
                 yield folder / shard["raw_data"]["basename"]
             written = len(writer.shards)
-    except BaseException:
+        writer.finish()
+    except BaseException as error:
         writer.cancel_future_jobs()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)  # a full disk does not say where it is
         raise
-    writer.finish()
     yield folder / INDEX_NAME
 
 

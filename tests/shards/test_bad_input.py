@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load, save
 
 from shards.cli import main
@@ -29,19 +31,30 @@ from shards.formats.sample import payload
 from shards.formats.tar import ShardWriter, write_shard
 from shards.reader import Reader
 from shards.storage import Folder
+from tests.support import mosaic
+from tests.support.clips import write_ramp
 from tests.support.damage import (
     cut,
     edit_description,
     edit_json,
+    edit_manifest,
     flip,
     members,
     replace_member,
     shard_of,
     write_tar,
 )
-from tests.support.scenarios import sound_dataset
+from tests.support.models import tiny_model
+from tests.support.scenarios import one_of, sound_dataset
 
 NOBODY = 65534
+REBUILD = "rebuild it with `ltx-shards index {root}`"
+KEEP_ONE = (
+    "remove one of the two and run `ltx-shards index {root}` again, "
+    "or let `ltx-shards doctor {root} --repair` keep the first"
+)
+FULL = "No space left on device: make room and run the same command again"
+FORBIDDEN = "Permission denied: see to the permissions and run the same command again"
 ADVICE = "; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
 
 
@@ -101,12 +114,22 @@ def only_other_files(root: Path) -> None:
         write_tar(path, [("a.mp4", b"video"), ("b.txt", b"text")])
 
 
+def manifest_of_another(root: Path) -> None:
+    """The manifest of a dataset of the same keys and sizes."""
+    shutil.copy(sound_dataset(root.parent / "other", seed=1) / MANIFEST_NAME, root / MANIFEST_NAME)
+
+
+def first_payload(root: Path) -> bytes:
+    """The bytes of the first sample's tensors."""
+    return next(body for name, body in members(root / "shards/000000.tar") if name.endswith("safetensors"))
+
+
 def empty_manifest(root: Path) -> None:
     write_manifest(root, Manifest.from_rows([]))
 
 
 class Case(NamedTuple):
-    """`command` before the folder; `message` is the whole line, with {root} for the folder."""
+    """`command` before the folder, {root}; `message` is the whole line."""
 
     spoil: Callable[[Path], object]
     command: str
@@ -117,22 +140,78 @@ CASES: dict[str, Case] = {
     "a manifest that names a file above": Case(
         manifest_names("../x.tar"),
         "stats",
-        "{root}/manifest.parquet names a shard outside the dataset's folder: ../x.tar",
+        "{root}/manifest.parquet names a shard outside the dataset's folder: ../x.tar: " + REBUILD,
     ),
     "a manifest that names an absolute path": Case(
         manifest_names("/etc/passwd"),
         "stats",
-        "{root}/manifest.parquet names a shard outside the dataset's folder: /etc/passwd",
+        "{root}/manifest.parquet names a shard outside the dataset's folder: /etc/passwd: " + REBUILD,
+    ),
+    "a manifest with a key that leads out": Case(
+        lambda root: edit_manifest(root, keys=one_of("../../x")),
+        "stats",
+        "{root}/manifest.parquet: row 1: key '../../x' leads out of its folder: " + REBUILD,
+    ),
+    "a manifest with an offset below zero": Case(
+        lambda root: edit_manifest(root, offset=one_of(-512)),
+        "stats",
+        "{root}/manifest.parquet: row 1, sample 'clips/01': offset is -512: " + REBUILD,
+    ),
+    "a manifest with sizes beyond reason": Case(
+        lambda root: edit_manifest(root, nbytes=one_of(1 << 50)),
+        "plan --ranks 8 --samples-per-step 8",
+        "{root}/manifest.parquet: row 1, sample 'clips/01': nbytes is 1125899906842624: " + REBUILD,
+    ),
+    "a manifest with a rate of nothing": Case(
+        lambda root: edit_manifest(root, fps=one_of(0.0)),
+        "stats",
+        "{root}/manifest.parquet: row 1, sample 'clips/01': fps is 0.0: " + REBUILD,
+    ),
+    "a manifest without a column": Case(
+        lambda root: pq.write_table(
+            pq.read_table(root / MANIFEST_NAME).drop_columns(["checksum"]), root / MANIFEST_NAME
+        ),
+        "stats",
+        "{root}/manifest.parquet is not a readable manifest ('Field \"checksum\" does not exist in schema'): "
+        + REBUILD,
+    ),
+    "a manifest cut short": Case(
+        lambda root: (root / MANIFEST_NAME).write_bytes(b"PAR1"),
+        "stats",
+        "{root}/manifest.parquet is not a readable manifest (Could not open Parquet input source '<Buffer>': "
+        "Parquet file size is 4 bytes, smaller than the minimum file footer (8 bytes)): " + REBUILD,
+    ),
+    "no manifest": Case(
+        lambda root: (root / MANIFEST_NAME).unlink(),
+        "stats",
+        "{root}/manifest.parquet is missing: " + REBUILD,
+    ),
+    "the manifest of another dataset": Case(
+        manifest_of_another,
+        "convert --to mds --out {root}/mds",
+        "shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected {other:016x}, found {checksum:016x}"
+        + ADVICE,
+    ),
+    "a flipped bit": Case(
+        lambda root: flip(root, 0),
+        "convert --to mds --out {root}/mds",
+        "shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected {checksum:016x}, found {flipped:016x}"
+        + ADVICE,
     ),
     "members above": Case(
         member_names("../../{}".format),
         "index",
-        "shards/000000.tar: member '../../clips/00' leads out of its folder: write the tar again with plain names",
+        "shards/000000.tar: key '../../clips/00' leads out of its folder: write the shard again with plain names",
     ),
     "members at the root": Case(
         member_names("/{}".format),
         "index",
-        "shards/000000.tar: member '/clips/00' leads out of its folder: write the tar again with plain names",
+        "shards/000000.tar: key '/clips/00' leads out of its folder: write the shard again with plain names",
+    ),
+    "members whose names are no text": Case(
+        member_names(lambda name: name.replace("clips/", "clips\udcff/")),
+        "index",
+        "shards/000000.tar: key 'clips\\udcff/00' is not UTF-8 text: write the shard again with plain names",
     ),
     "a tar cut inside a sample": Case(
         lambda root: cut(root, 1),
@@ -163,6 +242,18 @@ CASES: dict[str, Case] = {
         "shards/000000.tar: sample 'clips/01': member: expected a readable sample, "
         "found Expecting property name enclosed in double quotes: line 1 column 2 (char 1)" + ADVICE,
     ),
+    "a json of brackets": Case(
+        lambda root: replace_member(root, 1, "json", lambda _: b"[" * 100_000),
+        "index",
+        "shards/000000.tar: sample 'clips/01': member: expected a readable sample, "
+        "found the JSON is nested too deep" + ADVICE,
+    ),
+    "a json with a rate without end": Case(
+        lambda root: edit_json(root, 1, fps=float("inf")),
+        "index",
+        "shards/000000.tar: sample 'clips/01': member: expected a readable sample, "
+        "found the json member needs a positive fps, found inf" + ADVICE,
+    ),
     "a json without a rate": Case(
         lambda root: edit_json(root, 1, fps=None),
         "index",
@@ -177,14 +268,14 @@ CASES: dict[str, Case] = {
     "a key in two shards": Case(
         lambda root: shutil.copy(shard_of(root, 0), root / "shards/zz.tar"),
         "index",
-        "key 'clips/00' appears twice, in shards/000000.tar and shards/zz.tar; keys must be unique",
+        "{root}: key 'clips/00' appears twice, in shards/000000.tar and shards/zz.tar: " + KEEP_ONE,
     ),
     "a key twice in one shard": Case(
         lambda root: write_tar(
             shard_of(root, 0), members(shard_of(root, 0)) + members(shard_of(root, 0))[:2]
         ),
         "index",
-        "key 'clips/00' appears twice, in shards/000000.tar and shards/000000.tar; keys must be unique",
+        "{root}: key 'clips/00' appears twice, in shards/000000.tar and shards/000000.tar: " + KEEP_ONE,
     ),
     "keys with a dot": Case(
         member_names(lambda name: name.replace("0.", "0.v1.")),
@@ -241,7 +332,13 @@ CASES: dict[str, Case] = {
         "index --scale 8",
         "--scale '8': frames and pixels a side of one latent cell, as 8x32",
     ),
-    "a rate of nothing": Case(lambda root: None, "index --fps 0", "--fps 0.0: it must be positive"),
+    "a rate of nothing": Case(lambda root: None, "index --fps 0", "--fps 0.0: it must be a positive number"),
+    "a rate without end": Case(
+        lambda root: None, "index --fps inf", "--fps inf: it must be a positive number"
+    ),
+    "fewer threads than none": Case(
+        lambda root: None, "index --threads -1", "--threads -1: it must be at least 1"
+    ),
 }
 
 
@@ -249,15 +346,170 @@ CASES: dict[str, Case] = {
 def test_the_message_is_one_line_and_the_exit_code_2(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     root = sound_dataset(tmp_path / "data")
-    nbytes = int(read_manifest(root).nbytes[1])
+    manifest = read_manifest(root)
+    nbytes, values = int(manifest.nbytes[1]), {"checksum": int(manifest.checksum[0])}
     before = (root / MANIFEST_NAME).read_bytes()
     case.spoil(root)
-    code, out, err = run(*case.command.split(), root)
-    values = {"root": root, "nbytes": nbytes, "half": nbytes // 2}
-    assert err == f"error: {case.message.format(**values)}\n"
+    if "convert" in case.command:
+        values["other"] = int(read_manifest(root).checksum[0])
+        values["flipped"] = xxhash.xxh3_64_intdigest(first_payload(root))
+    code, out, err = run(*case.command.format(root=root).split(), root)
+    assert err == f"error: {case.message.format(root=root, nbytes=nbytes, half=nbytes // 2, **values)}\n"
     assert (code, out) == (2, "")
     if case.command == "index" and "manifest" not in name:
         assert (root / MANIFEST_NAME).read_bytes() == before, "a failed index leaves the manifest as it was"
+
+
+class Asked(NamedTuple):
+    """A `table` of clips, the `command` about it, and the whole line it ends with; {here} is the folder."""
+
+    table: str
+    command: str
+    message: str
+
+
+ENCODE = "encode t.csv --model {model} --out out --device cpu --buckets 64x64x9"
+TABLES: dict[str, Asked] = {
+    "no captions": Asked(
+        "media_path\ngood.mp4", ENCODE, "t.csv: row 1: no column 'caption' (there are: 'media_path')."
+    ),
+    "no clips": Asked(
+        "caption\na cat", ENCODE, "t.csv: row 1: no column 'media_path' (there are: 'caption')."
+    ),
+    "no column of that name": Asked(
+        "caption,media_path\na cat,good.mp4",
+        ENCODE + " --reference-column depth",
+        "t.csv: row 1: no column 'depth' (there are: 'caption', 'media_path').",
+    ),
+    "no clips to caption": Asked(
+        "caption\na cat",
+        "caption t.csv --model {model}",
+        "t.csv: row 1: no column 'media_path' (there are: 'caption').",
+    ),
+    "no clips to make references of": Asked(
+        "caption,media_path\na cat,good.mp4",
+        "reference t.csv --kind canny --media-column film",
+        "t.csv: row 1: no column 'film' (there are: 'caption', 'media_path')",
+    ),
+    "no clips to split": Asked("", "split nothing.mp4 --out clips", "nothing.mp4: no such video or folder"),
+    "nothing to import": Asked(
+        "",
+        "import . --out out",
+        ". has no latents/ and conditions/: give the .precomputed folder that LTX-Video-Trainer wrote, or the folder "
+        "it is in",
+    ),
+    "no path in a row": Asked(
+        "caption,media_path\na cat,",
+        ENCODE,
+        "t.csv: row 1: column 'media_path' is empty. Give the path of a clip or take the row out.",
+    ),
+    "no row": Asked(
+        "caption,media_path",
+        ENCODE,
+        "t.csv: no rows in it. Write one row per clip with the columns 'caption' and 'media_path'.",
+    ),
+    "no file": Asked(
+        "caption,media_path\na cat,gone.mp4",
+        ENCODE,
+        "t.csv: 1 media file(s) not found, looked for relative to .: gone.mp4. Correct the paths or take those rows "
+        "out.",
+    ),
+    "half a character in a caption": Asked(
+        '[{"caption": "a \\ud800", "media_path": "good.mp4"}]',
+        ENCODE.replace("t.csv", "t.json"),
+        "t.json: row 1: column 'caption' holds half a character, which was cut: 'a \\ud800'. Correct it.",
+    ),
+    "an odd width": Asked(
+        "caption,media_path\na cat,good.mp4",
+        ENCODE.replace("64x64x9", "60x64x9"),
+        "bucket 60x64x9 does not fit the VAE: 60x64 pixels cannot be encoded: both sides must be multiples of 16",
+    ),
+    "an odd number of frames": Asked(
+        "caption,media_path\na cat,good.mp4",
+        ENCODE.replace("64x64x9", "64x64x8"),
+        "bucket 64x64x8 does not fit the VAE: 8 frames cannot be encoded: the VAE takes a multiple of 4 plus 1, the "
+        "nearest below is 5",
+    ),
+    "an odd size of references": Asked(
+        "caption,media_path\na cat,good.mp4",
+        ENCODE + " --reference-downscale 3",
+        "bucket 64x64x9: its references would be 21.3333x21.3333 pixels at reference_downscale 3, and the VAE takes "
+        "multiples of 16",
+    ),
+    "no size": Asked(
+        "caption,media_path\na cat,good.mp4",
+        ENCODE.replace("64x64x9", "0x64x9"),
+        "bucket '0x64x9' is not WIDTHxHEIGHTxFRAMES, for example 768x448x89",
+    ),
+    "no clip that can be read": Asked(
+        "caption,media_path\na cat,zero.mp4\na dog,text.mp4",
+        ENCODE,
+        "t.csv: none of its 2 rows could be encoded; the first, zero.mp4: the file is empty. "
+        "All are listed in failures.jsonl of the output folder.",
+    ),
+}
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a clip, an empty file and one of text."""
+    monkeypatch.chdir(tmp_path)
+    write_ramp(tmp_path / "good.mp4", 9)
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a clip")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_so_it_is_for_tables_and_clips(clips: Path, name: str) -> None:
+    table, command, message = TABLES[name]
+    (clips / ("t.json" if "t.json" in command else "t.csv")).write_text(table + "\n")
+    code, out, err = run(*command.format(model=tiny_model()).split())
+    assert err.splitlines()[-1] == f"error: {message}"
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def test_clips_that_cannot_be_read_are_listed_and_counted(clips: Path) -> None:
+    write_ramp(clips / "short.mp4", 5)
+    write_ramp(clips / "picture.png", 1)
+    names = ["zero.mp4", "text.mp4", "short.mp4", "picture.png", "good.mp4"]
+    (clips / "t.csv").write_text("caption,media_path\n" + "".join(f"a cat,{name}\n" for name in names))
+    code, out, _ = run(*ENCODE.format(model=tiny_model()).split())
+    reasons = {
+        "zero.mp4": "the file is empty",
+        "text.mp4": "Invalid data found when processing input",
+        "short.mp4": "5 frames, the shortest video bucket 64x64x9 needs 9",
+        "picture.png": "a picture needs a bucket of 1 frame: add for example 64x64x1",
+    }
+    assert code == 0
+    assert "4 left out, all listed in out/failures.jsonl\n" in out
+    for name, reason in reasons.items():
+        assert re.search(rf"│ {name} +│ {reason} +│", out)
+    assert (clips / "out/failures.jsonl").read_text() == "".join(
+        json.dumps({"source": name, "reason": reason}) + "\n" for name, reason in reasons.items()
+    )
+
+
+def test_empty_captions_are_named(clips: Path) -> None:
+    (clips / "t.csv").write_text("caption,media_path\n,good.mp4\n")
+    code, out, _ = run(*ENCODE.format(model=tiny_model()).split())
+    assert code == 0
+    assert " ".join(out.split()).endswith(
+        "t.csv: 1 captions are empty (good.mp4): run `ltx-shards caption t.csv` to have them written, "
+        "and encode into another folder"
+    )
+
+
+def test_a_full_disk_stops_an_encode_which_says_so(clips: Path, small_disk: Path) -> None:
+    (clips / "t.csv").write_text("caption,media_path\na cat,good.mp4\n")
+    fill(small_disk, leave=0)
+    code, out, err = run(*ENCODE.replace("out out", "out disk/out").format(model=tiny_model()).split())
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "error: disk/out: No space left on device: disk/out/.encode/job.json; "
+        "what is done is kept: make room and run the same command again"
+    )
 
 
 def read(root: Path, row: int) -> None:
@@ -304,16 +556,24 @@ def test_a_tar_cut_short_is_met_by_the_reader_and_by_the_doctor(tmp_path: Path) 
 
 
 def test_the_manifest_of_another_dataset_is_met_by_the_reader_and_by_the_doctor(tmp_path: Path) -> None:
-    root, other = sound_dataset(tmp_path / "a"), sound_dataset(tmp_path / "b", seed=1)
-    shutil.copy(other / MANIFEST_NAME, root / MANIFEST_NAME)
-    with pytest.raises(
-        ShardError, match=r"^shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected"
-    ):
+    root = sound_dataset(tmp_path / "data")
+    own = read_manifest(root)
+    manifest_of_another(root)
+    expected, found = int(read_manifest(root).checksum[0]), int(own.checksum[0])
+    with pytest.raises(ShardError) as error:
         read(root, 0)
+    assert str(error.value) == (
+        f"shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected {expected:016x}, found {found:016x}"
+    )
     code, out, _ = run("doctor", root)
     assert code == 1
-    assert "every sample of the shard differs from its checksum: written again, or another dataset's" in out
-    assert run("index", root)[0] == 0
+    assert f"clips/00 (shards/000000.tar): {expected:016x} in the manifest, found {found:016x}" in out
+    assert out.splitlines()[-2] == (
+        f"not sound: `ltx-shards doctor {root} --repair` keeps 0 samples; if shards were written again, "
+        f"`ltx-shards index {root}` takes them as they are"
+    )
+    words = f"{root}: 12 samples in 3 shards, fingerprint {own.fingerprint}\n"
+    assert run("index", root) == (0, words, "")
     assert run("doctor", root)[0] == 0
 
 
@@ -325,7 +585,8 @@ def test_a_manifest_that_leads_out_is_not_followed_by_the_doctor(tmp_path: Path)
     assert (code, finding["kind"], finding["examples"][0]["detail"]) == (
         1,
         "manifest",
-        f"{root}/manifest.parquet names a shard outside the dataset's folder: ../secret.tar",
+        f"{root}/manifest.parquet names a shard outside the dataset's folder: ../secret.tar: "
+        f"rebuild it with `ltx-shards index {root}`",
     )
     assert run("doctor", root, "--repair")[0] == 0
     assert len(open_dataset(root).manifest) == 12
@@ -395,7 +656,7 @@ def test_a_full_disk_stops_an_index_which_leaves_the_old_manifest(small_disk: Pa
     before = (root / MANIFEST_NAME).read_bytes()
     fill(small_disk, leave=0)
     code, out, err = run("index", root)
-    assert (code, out, err) == (2, "", f"error: {root}/manifest.parquet: No space left on device\n")
+    assert (code, out, err) == (2, "", f"error: {root}/manifest.parquet: {FULL}\n")
     assert (root / MANIFEST_NAME).read_bytes() == before
     assert not [path for path in root.rglob("*") if path.name.endswith(".tmp")]
 
@@ -405,10 +666,24 @@ def test_a_full_disk_stops_a_merge_before_its_manifest(small_disk: Path, tmp_pat
     fill(small_disk, leave=30 << 10)
     code, out, err = run("merge", root, "--out", small_disk / "out")
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {small_disk}/out/shards/00-0000")
-    assert err.endswith(".tar: No space left on device\n")
+    assert re.fullmatch(rf"error: {small_disk}/out/shards/00-00000[012].tar: {FULL}\n", err)
     assert not (small_disk / "out" / MANIFEST_NAME).exists()
     (small_disk / "ballast").unlink()
+
+
+@pytest.mark.parametrize(
+    ("to", "place"), [("mds", "out/.unfinished/shards"), ("tar", "out/shards/000000.tar")]
+)
+def test_a_full_disk_stops_a_conversion(small_disk: Path, tmp_path: Path, to: str, place: str) -> None:
+    mosaic.require()
+    root = sound_dataset(tmp_path / "data")
+    if to == "tar":
+        assert run("convert", root, "--to", "mds", "--out", tmp_path / "mds")[0] == 0
+        root = tmp_path / "mds"
+    fill(small_disk, leave=12 << 10)
+    code, out, err = run("convert", root, "--to", to, "--out", small_disk / "out")
+    assert (code, out, err) == (2, "", f"error: {small_disk}/{place}: {FULL}\n")
+    assert not (small_disk / "out" / MANIFEST_NAME).exists()
 
 
 @pytest.fixture
@@ -443,10 +718,10 @@ def test_a_folder_of_somebody_else_is_read_but_not_written(public_folder: Path) 
     with somebody_else():
         indexed, looked = run("index", root), run("doctor", root)
         flipped = run("merge", root, "--out", root / "inner")
-    assert indexed == (2, "", f"error: {root}/manifest.parquet: Permission denied\n")
+    assert indexed == (2, "", f"error: {root}/manifest.parquet: {FORBIDDEN}\n")
     assert looked[0] == 0
     assert f"no picture of the lengths: {root}/doctor.png: Permission denied" in looked[1]
-    assert flipped == (2, "", f"error: {root}/inner: Permission denied\n")
+    assert flipped == (2, "", f"error: {root}/inner: {FORBIDDEN}\n")
     for folder in (root, root / "shards"):
         folder.chmod(0o755)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
@@ -465,5 +740,5 @@ def test_shards_that_may_not_be_read_are_no_reason_to_drop_samples(public_folder
     assert (code, kinds) == (1, {"unreadable": 5})
     assert mended[0] == 2
     assert mended[2].endswith("could not be read; nothing is repaired before the storage works\n")
-    assert indexed == (2, "", f"error: {shard}: Permission denied\n")
+    assert indexed == (2, "", f"error: {shard}: {FORBIDDEN}\n")
     assert len(np.unique(read_manifest(root).keys)) == 12
