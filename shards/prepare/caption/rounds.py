@@ -44,6 +44,11 @@ class Rounds:
         """The folder of the round to do now."""
         return f"{self._folder}/{self._round:03d}"
 
+    @property
+    def ours(self) -> bool:
+        """Whether the round to do now is of this pass, and not one that fills gaps before all is done anew."""
+        return not self._anew or self._generation is not None
+
     def take_finished(self) -> None:
         """Learn what came of rounds that are done."""
         while (result := self._read(f"{self.path}/result.json")) is not None:
@@ -70,7 +75,7 @@ class Rounds:
 
         The others wait a while for it: they cannot tell a pass that is over from one that is to come.
         """
-        if not self._anew or self._generation is not None:
+        if self.ours:
             return True
         if self._worker.index > 0 and self._round > 0:
             until = time.monotonic() + _TO_BEGIN_S

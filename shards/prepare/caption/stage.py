@@ -21,10 +21,9 @@ from shards.prepare.failures import FAILURES_NAME, Failure, write_failures
 from shards.prepare.tables.rows import table_bytes, write_rows
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
-from shards.prepare.work.workers import Worker
+from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import open_storage
 
-ALONE = Worker()
 # Clips of a unit: more where many are captioned at a time, since the last ones of a unit are few.
 _UNIT, _UNIT_OF_MANY = 16, 256
 
@@ -129,7 +128,7 @@ class _Pass:
         tried: set[str] = set()
         while (clips := self._next(tried)) is not None:
             self._do(clips)
-            tried.update(clips)
+            tried.update(clips if self._rounds.ours else ())
             self._rounds.take_finished()
 
     def rows_without(self) -> Iterator[dict[str, Any]]:

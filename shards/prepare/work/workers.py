@@ -34,6 +34,9 @@ class Worker:
     local: int = 0
 
 
+ALONE = Worker()
+
+
 def this_worker(environment: Mapping[str, str], index: int | None, count: int | None) -> Worker | None:
     """The place of this process, from the flags `--worker` and `--workers`, else from what a launcher set.
 

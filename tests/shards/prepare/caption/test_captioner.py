@@ -170,4 +170,5 @@ def test_the_command_has_the_defaults_of_the_code() -> None:
         flag = {"clean": "clean_caption", "video_to_server": "endpoint_video"}.get(name, name)
         if name != "at_server":
             assert defaults[flag] == value, name
+    assert not any(parameter.hidden for parameter in command.params)
     assert defaults["extensions"] == ",".join(EXTENSIONS)

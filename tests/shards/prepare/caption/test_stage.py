@@ -23,7 +23,7 @@ from shards.prepare.caption.stage import CaptionReport, caption
 from shards.prepare.failures import Failure
 from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.tables.table import check_media, read_table
-from shards.prepare.work.workers import Worker
+from shards.prepare.work.workers import ALONE, Worker
 from tests.support.chat import ChatServer, Fault, chat_server
 from tests.support.clips import write_ramp
 from tests.support.forks import Fork
@@ -31,7 +31,6 @@ from tests.support.jobs import until
 from tests.support.runs import ROOT, environment
 from tests.support.vlm import tiny_vlm
 
-ALONE = Worker()
 LOCAL = CaptionOptions(max_new_tokens=6)
 SERVED = CaptionOptions(at_server=True)
 UNREADABLE = "Invalid data found when processing input"
@@ -175,6 +174,16 @@ def test_a_pass_that_overwrites_goes_on_where_it_ended(tmp_path: Path, server: C
     server.faults = []
     assert by_server(server, tmp_path, overwrite=True).captioned == 5
     assert sorted(chat["colour"] for chat in server.chats) == [0, 1, 2, 3, 4]
+
+
+def test_to_overwrite_includes_what_an_unfinished_pass_was_at(tmp_path: Path, server: ChatServer) -> None:
+    films(tmp_path, *range(4))
+    server.faults = [Fault("drop", times=1000, colour=3)]
+    with pytest.raises(InputError, match="gone"):
+        by_server(server, tmp_path, at_once=1, patience=1)
+    server.faults = []
+    report = by_server(server, tmp_path, overwrite=True)
+    assert (report.captioned, report.failures, len(server.chats)) == (4, (), 8)
 
 
 def test_a_worker_that_comes_to_an_overwriting_pass_takes_part_in_it(
