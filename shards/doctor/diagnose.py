@@ -42,7 +42,7 @@ def diagnose(
     """Check the dataset in a folder or at a URL, several shards at once. Nothing is written.
 
     ``text_limit``: tokens that the text encoder cuts captions at. ``threads`` defaults to the CPU count;
-    ``on_shard(total)`` is called after each shard. Memory grows by some 200 bytes a sample. Raises InputError
+    ``on_shard(total)`` is called after each shard. Memory grows by some 600 bytes a sample. Raises InputError
     when there is no dataset, its ``dataset.json`` cannot be read, it has no shards or ``threads`` is below 1.
     """
     if not is_url(root):

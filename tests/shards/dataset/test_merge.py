@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from shards.cli import main
 from shards.dataset.index import index
-from shards.dataset.info import DatasetInfo, Source
+from shards.dataset.info import Source
 from shards.dataset.manifest import MANIFEST_NAME
 from shards.dataset.merge import merge
 from shards.dataset.opened import open_dataset
@@ -171,15 +172,15 @@ def test_a_key_of_two_datasets_is_refused_naming_both(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_another_vae_is_refused_naming_both_fingerprints(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "own"), [("vae", "vae-0"), ("text_encoder", "t5")])
+def test_another_model_is_refused_naming_both_fingerprints(tmp_path: Path, model: str, own: str) -> None:
     a = part(tmp_path / "a", "a")
-    info = open_dataset(a).info
-    other = DatasetInfo(info.channels, info.text_width, info.scale, Source("b", "vae-1"), info.text_encoder)
+    other = replace(open_dataset(a).info, **{model: Source("b", "another")})
     write_dataset(tmp_path / "b", 3, keys=["x", "y", "z"], info=other)
     with pytest.raises(InputError) as error:
         merge([a, tmp_path / "b"], tmp_path / "out")
     assert str(error.value) == (
-        f"{a} and {tmp_path / 'b'} come from different models: vae fingerprint vae-0 and vae-1; "
+        f"{a} and {tmp_path / 'b'} come from different models: {model} fingerprint {own} and another; "
         "encode both with the same model"
     )
 
