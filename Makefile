@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEBIAN := nginx-light
+DEBIAN := nginx-light slurmctld slurmd slurm-client munge
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -38,9 +38,10 @@ bench: install system
 
 # Debian packages of some tests: installed where this is root with apt; without them those tests are skipped, and say so.
 system:
-	@command -v nginx >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
-	  || echo "note: some tests will be skipped; as root: apt-get install $(DEBIAN)"
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null && command -v slurmctld >/dev/null && command -v munged >/dev/null \
+	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
+	  || echo "note: some tests will be skipped; as root: apt-get install --no-install-recommends $(DEBIAN)"
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
