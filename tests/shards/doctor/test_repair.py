@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.dataset.convert import convert
 from shards.dataset.index import index
 from shards.dataset.left_out import LEFT_OUT_NAME, LeftOut, read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME
@@ -19,6 +20,7 @@ from shards.errors import InputError, ShardError
 from shards.formats.sample import Sample
 from shards.reader import Reader
 from shards.storage import open_storage
+from tests.support import mosaic
 from tests.support.damage import cut, flip, shard_of
 from tests.support.scenarios import SAMPLES, SCENARIOS, sound_dataset, without_rows
 
@@ -106,6 +108,46 @@ def test_any_damage_leaves_only_samples_as_they_were_written(
     for key, sample in kept.items():
         assert torch.equal(sample.latents, written[key].latents)
         assert torch.equal(sample.prompt_embeds, written[key].prompt_embeds)
+
+
+@pytest.fixture(scope="module", params=["tar", "mds"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound dataset in either format, to copy."""
+    root = sound_dataset(tmp_path_factory.mktemp("written") / "tar")
+    if request.param == "mds":
+        mosaic.require()
+        convert(root, root.parent / "mds", "mds")
+    return root.parent / request.param
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.integers(0, 7)), max_size=3),
+    cuts=st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1)), max_size=1),
+)
+def test_bits_flipped_anywhere_end_no_round_and_are_never_taken_for_good(
+    written: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    flips: list[tuple[int, float, int]],
+    cuts: list[tuple[int, float]],
+) -> None:
+    root = Path(shutil.copytree(written, tmp_path_factory.mktemp("spoiled") / "data"))
+    known = set(open_dataset(root).manifest.checksum.tolist())
+    shards = sorted(path for path in (root / "shards").iterdir() if path.suffix in (".tar", ".mds"))
+    for number, place, bit in flips:
+        data = bytearray(shards[number].read_bytes())
+        data[int(place * (len(data) - 1))] ^= 1 << bit
+        shards[number].write_bytes(data)
+    for number, place in cuts:
+        data = bytearray(shards[number].read_bytes())
+        shards[number].write_bytes(data[: int(place * len(data))])
+    diagnosis = diagnose(root, threads=1)
+    assert set(diagnosis.mended.checksum.tolist()) <= known
+    if diagnosis.findings.of("unreadable").count or not len(diagnosis.mended):
+        return
+    repair(diagnosis)
+    assert diagnose(root, threads=1).sound
+    read_all(root)
 
 
 WARNED = [
