@@ -97,8 +97,7 @@ def _tell(report: ReferenceReport) -> None:
 
     failures = report.failures
     typer.echo(
-        f"{report.table}: {report.made} references made in {report.folder}, {report.existed} were there, "
-        f"{len(failures)} clips got none"
+        f"{report.table}: {report.references} references in {report.folder}, {len(failures)} clips got none"
     )
     if failures:
         title = f"{len(failures)} clips without a reference, all listed in {report.folder}/{FAILURES_NAME}"

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,7 @@ from shards.prepare.media.film import reading, writing
 from shards.prepare.media.picture import IMAGE_SUFFIXES
 from shards.prepare.media.video import read_clip, write_clip
 from shards.prepare.reference.filters import Filter
-from shards.prepare.tables.rows import read_rows, write_rows
+from shards.prepare.tables.rows import read_rows, split_cell, table_bytes, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
 from shards.prepare.work.job import Job
 from shards.prepare.work.workers import Worker
@@ -63,12 +63,11 @@ class Request:
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What `make_references` did: clips made now and those that were there, failures with their reasons."""
+    """What there is after `make_references`: so many references in `folder`, and clips without one, with reasons."""
 
     table: Path
     folder: Path
-    made: int
-    existed: int
+    references: int
     failures: list[tuple[str, str]]
 
 
@@ -88,7 +87,7 @@ def check_request(table: Path, filter: Filter, options: ReferenceOptions) -> Req
         raise InputError(f"{table}: no rows in it")
     references = _names(list(dict.fromkeys(media)), f"{REFERENCES}/{_label(filter, options)}")
     for number, (name, row) in enumerate(zip(media, rows, strict=True), start=1):
-        others = [path for path in _cell(table, row, options.column) if path != references[name]]
+        others = [path for path in _references(table, row, options.column) if path != references[name]]
         if others and not (options.append or options.replace):
             raise InputError(
                 f"{table}: row {number}: column {options.column!r} names {others[0]!r} already: --append adds a "
@@ -105,52 +104,52 @@ def make_references(
     """Make the reference of each clip, with as many frames at the same rate, and write the table.
 
     They are `references/LABEL/<path of the clip>` beside the table: .mp4, and .png for a picture. What is there
-    is complete, and is left as it is. The table is written when all are made, with the columns and captions it
-    then has. Any number of workers may do this together, see `Job`.
+    is complete, and is left as it is, unless `overwrite`: then the first worker has all made again, once a call,
+    and one that was killed is gone on with. The table is written when all are made, with the columns and captions
+    it then has. Any number of workers may do this together, see `Job`.
 
-    A clip that cannot be read, or for which a user's function raises, gets no reference, and is in the report
-    and in `references/LABEL/failures.jsonl`. Raises InputError for a filter's result that is no frames, and
-    where no reference could be made.
+    A clip that cannot be read, or for which a user's function raises, gets no reference, is in the report and in
+    `references/LABEL/failures.jsonl`, and is tried again by the next call. Raises InputError for a filter's result
+    that is no frames, and where no reference could be made.
     """
-    table, options, label = request.table, request.options, _label(request.filter, request.options)
+    table, options = request.table, request.options
     storage = Folder(table.parent)
     media = list(request.references)
     units = [media[start : start + ROWS_PER_UNIT] for start in range(0, len(media), ROWS_PER_UNIT)]
-    job = _unfinished(storage, request, len(units))
+    job = _job(storage, request, len(units))
+
+    def is_stale(unit: int, result: Mapping[str, Any]) -> bool:
+        return bool(result) or not all(_is_there(request, name) for name in units[unit])
+
+    # One worker alone, or each task of an array that starts after the end would make all of it again.
+    anew = options.overwrite and job.result() is not None
+    job.reopen((lambda unit, result: True) if anew else is_stale, worker)
     scratch = storage.root / job.folder / "scratch"
 
     def do(unit: int) -> dict[str, Any]:
         scratch.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-            return {name: _make_one(request, name, Path(temporary)) for name in units[unit]}
+            tried = {name: _make_one(request, name, Path(temporary)) for name in units[unit]}
+        return {name: reason for name, reason in tried.items() if reason is not None}
 
     def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
-        outcomes: dict[str, str] = {name: outcome for result in results for name, outcome in result.items()}
-        failures = {name: text for name, text in outcomes.items() if text not in ("made", "existed")}
-        _check_made(request, job, failures)
-        _write_table(request, failures)
-        write_failures(storage, failures.items(), f"{REFERENCES}/{label}/{FAILURES_NAME}")
+        failures: dict[str, str] = {name: reason for result in results for name, reason in result.items()}
+        _conclude(storage, request, failures)
         shutil.rmtree(scratch, ignore_errors=True)  # what killed workers left
-        counts = Counter(outcomes.values())
-        return {
-            "made": counts["made"],
-            "existed": counts["existed"],
-            "failures": list(failures.items()),
-        }
+        return failures
 
-    result = job.run(worker, do, finish, on_progress, lambda unit: f"{units[unit][0]} and those after it")
-    failed = [tuple(pair) for pair in result["failures"]]
-    report = ReferenceReport(
-        options.out or table,
-        storage.root / REFERENCES / label,
-        result["made"],
-        result["existed"],
-        failed,
-    )
-    if len(report.failures) == len(media):
-        name, reason = report.failures[0]
+    failures = job.run(worker, do, finish, on_progress, lambda unit: f"{units[unit][0]} and those after it")
+    if worker.index == 0:
+        _conclude(storage, request, failures)  # the table may have been put back since the job was done
+    if len(failures) == len(media):
+        name, reason = next(iter(failures.items()))
         raise InputError(f"{table}: none of {len(media)} clips got a reference; the first, {name}: {reason}")
-    return report
+    return ReferenceReport(
+        options.out or table,
+        table.parent / REFERENCES / _label(request.filter, options),
+        len(media) - len(failures),
+        list(failures.items()),
+    )
 
 
 def _label(filter: Filter, options: ReferenceOptions) -> str:
@@ -158,8 +157,7 @@ def _label(filter: Filter, options: ReferenceOptions) -> str:
     return filter.label if options.crf == usual else f"{filter.label}-crf{options.crf}"
 
 
-def _unfinished(storage: Folder, request: Request, units: int) -> Job:
-    """The job for this request that is not done yet. One that is done does not say that its files are still there."""
+def _job(storage: Folder, request: Request, units: int) -> Job:
     table, options = request.table, request.options
     identity = {
         "table": table.name,
@@ -171,11 +169,11 @@ def _unfinished(storage: Folder, request: Request, units: int) -> Job:
         "references": hashlib.sha256(repr(request.references).encode()).hexdigest()[:16],
     }
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    for number in count():
-        job = Job(storage, f"{_STATE}/{digest}-{number}", units, identity)
-        if job.result() is None:
-            return job
-    raise AssertionError
+    return Job(storage, f"{_STATE}/{digest}", units, identity)
+
+
+def _is_there(request: Request, name: str) -> bool:
+    return (request.table.parent / request.references[name]).is_file()
 
 
 def _media(table: Path, number: int, row: Mapping[str, Any], options: ReferenceOptions) -> str:
@@ -213,21 +211,12 @@ def _suffix(media: str) -> str:
     return ".png" if Path(media).suffix.lower() in IMAGE_SUFFIXES else ".mp4"
 
 
-def _check_made(request: Request, job: Job, failures: Mapping[str, str]) -> None:
-    folder = request.table.parent
-    for name, path in request.references.items():
-        if name not in failures and not (folder / path).is_file():
-            raise InputError(
-                f"{folder / path} was made before and is gone: remove {folder / job.folder} and run this again"
-            )
-
-
-def _make_one(request: Request, name: str, temporary: Path) -> str:
-    """Make a reference; "made", "existed", or why it could not be."""
+def _make_one(request: Request, name: str, temporary: Path) -> str | None:
+    """Make a reference, unless it is there; why it could not be made."""
     folder = request.table.parent
     source, target = folder / name, folder / request.references[name]
     if target.exists() and not request.options.overwrite:
-        return "existed"
+        return None
     file = temporary / f"reference{target.suffix}"
     try:
         if target.suffix == ".png":
@@ -245,7 +234,7 @@ def _make_one(request: Request, name: str, temporary: Path) -> str:
         raise InputError(f"{error} ({name})") from error
     except Exception as error:
         return reason_for(error)
-    return "made"
+    return None
 
 
 def _filter_video(source: Path, file: Path, request: Request) -> None:
@@ -261,24 +250,34 @@ def _chunks(frames: Iterator[np.ndarray], size: int | None) -> Iterator[np.ndarr
         yield np.stack(some)
 
 
-def _cell(table: Path, row: Mapping[str, Any], column: str) -> list[str]:
-    value = row.get(column)
-    if isinstance(value, str):
-        value = value.split(";") if table.suffix.lower() == ".csv" else [value]
-    return [str(path).strip() for path in value or [] if str(path).strip()]
+def _references(table: Path, row: Mapping[str, Any], column: str) -> list[str]:
+    """What a row names in the column, which need not be there."""
+    paths = split_cell(table, row.get(column))
+    if paths is None:
+        raise InputError(f"{table}: column {column!r} holds {row[column]!r}, expected text or a list of it")
+    return [path for path in paths if path]
 
 
-def _write_table(request: Request, failures: Mapping[str, str]) -> None:
-    """The table as it is now, with the column of references. A clip without one keeps none."""
+def _conclude(storage: Folder, request: Request, failures: Mapping[str, str]) -> None:
+    """Write the table as it is now, with the column of references, and the list of clips without one."""
     table, options = request.table, request.options
+    gone = [name for name in request.references if name not in failures and not _is_there(request, name)]
+    if gone:
+        raise InputError(
+            f"{table.parent / request.references[gone[0]]} was made and is gone: run the same command again"
+        )
     rows = read_rows(table)
     for row in rows:
         name = str(row.get(options.media_column)).strip()
         if name not in request.references:
             continue  # added while this was running
         mine = request.references[name]
-        paths = _cell(table, row, options.column) if options.append else []
+        paths = _references(table, row, options.column) if options.append else []
         if name not in failures and mine not in paths:
             paths.append(mine)
         row[options.column] = None if not paths else paths[0] if len(paths) == 1 else paths
-    write_rows(options.out or table, rows)
+    out = options.out or table
+    if not out.is_file() or out.read_bytes() != table_bytes(out, rows):
+        write_rows(out, rows)
+    label = _label(request.filter, options)
+    write_failures(storage, failures.items(), f"{REFERENCES}/{label}/{FAILURES_NAME}")

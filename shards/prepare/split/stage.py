@@ -100,14 +100,16 @@ def split(
     that is there keeps its rows, but for those of clips that were removed. A video that was split before, into
     the same folder, is not split again. Any number of workers may do this together, see `Job`.
 
-    A video that cannot be read is in the report and in `out/failures.jsonl`. Raises InputError for other options
-    than those of the clips that are there, for another video of the same name, and where no video could be read.
+    A video that cannot be read is in the report and in `out/failures.jsonl`, and the next call tries it again.
+    Raises InputError for other options than those of the clips that are there, for a video that changed, and where
+    no video could be read.
     """
     videos, out, options, crf, table = (getattr(request, entry.name) for entry in fields(request))
     storage = Folder(out)
     # The clips of a folder were all cut in one way; what was cut grows from run to run.
     Job(storage, _STATE, 0, asdict(options) | {"crf": crf})
     job = Job(storage, f"{_STATE}/{_digest(videos)}", len(videos), {})
+    job.reopen(lambda unit, result: "failure" in result, worker)
     scratch = out / job.folder / "scratch"
 
     def finish(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def make(request: Any, worker: Worker, on_progress: Any) -> ReferenceReport:
         seen.append((request, worker))
         on_progress(1, 1)
-        return ReferenceReport(Path("t.csv"), Path("references/canny"), 3, 2, [("x.mp4", "torn")])
+        return ReferenceReport(Path("t.csv"), Path("references/canny"), 3, [("x.mp4", "torn")])
 
     monkeypatch.setattr(module, "make_references", make)
     return seen
@@ -51,7 +51,7 @@ def test_every_option_is_passed_on(
     assert request.options == ReferenceOptions(Path("u.csv"), "r", "film", True, False, True, 3)
     assert request.references == {"b.mp4": "references/canny-50-80-crf3/b.mp4"}
     printed = capsys.readouterr().out
-    assert "t.csv: 3 references made in references/canny, 2 were there, 1 clips got none" in printed
+    assert "t.csv: 3 references in references/canny, 1 clips got none" in printed
     assert "torn" in printed
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import shards.prepare.work.job as job_module
 from shards.errors import InputError
 from shards.prepare.media.video import probe, read_clip, write_clip
 from shards.prepare.reference.filters import Filter, FilterOptions, builtin, plugin
@@ -45,7 +46,7 @@ def column(table: Path, name: str = "reference_path") -> list[Any]:
 
 def test_references_match_their_clips(table: Path) -> None:
     report = run(table)
-    assert (report.made, report.existed, report.failures) == (3, 0, [])
+    assert (report.references, report.failures) == (3, [])
     for row in read_table(table):
         (reference,) = row.references
         assert probe(reference) == probe(row.media)
@@ -119,7 +120,7 @@ def test_what_is_there_is_left(table: Path) -> None:
     reference = table.parent / "references/canny/c.png"
     reference.write_bytes(b"mine")
     report = run(table)
-    assert (report.made, report.existed) == (0, 3)
+    assert report.references == 3
     assert reference.read_bytes() == b"mine"
 
 
@@ -127,7 +128,7 @@ def test_what_was_removed_is_made_again(table: Path) -> None:
     run(table)
     before = tree(table.parent, leave=".reference")
     (table.parent / "references/canny/c.png").unlink()
-    assert run(table).made == 1
+    assert run(table).references == 3
     assert tree(table.parent, leave=".reference") == before
 
 
@@ -135,7 +136,7 @@ def test_overwrite_makes_all_again(table: Path) -> None:
     run(table)
     before = tree(table.parent, leave=".reference")
     (table.parent / "references/canny/c.png").write_bytes(b"broken")
-    assert run(table, overwrite=True).made == 3
+    assert run(table, overwrite=True).references == 3
     assert tree(table.parent, leave=".reference") == before
 
 
@@ -144,7 +145,7 @@ def test_clips_added_later_get_theirs(table: Path) -> None:
     write_ramp(table.parent / "d.mp4", 5)
     write_rows(table, [*read_rows(table), {"media_path": "d.mp4", "caption": "new"}])
     report = run(table)
-    assert (report.made, report.existed) == (1, 3)
+    assert report.references == 4
     assert column(table)[3] == "references/canny/d.mp4"
 
 
@@ -181,7 +182,7 @@ def test_a_clip_that_cannot_be_read_is_recorded_and_gets_none(table: Path) -> No
     (table.parent / "c.jpg").write_bytes(b"nothing")
     damage(write_scenes(table.parent / "clips/a.mp4", [40]), 20)
     report = run(table)
-    assert report.made == 1
+    assert report.references == 1
     assert column(table) == [None, "references/canny/clips/deep/b.mp4", None]
     assert [name for name, _ in report.failures] == ["clips/a.mp4", "c.jpg"]
     assert "after " in report.failures[0][1]
@@ -241,7 +242,7 @@ def test_clips_that_would_share_a_reference_have_their_own(tmp_path: Path) -> No
     for number, name in enumerate(names):
         write_ramp(inside / name, 5, colour=number)
     write_rows(inside / "t.csv", [{"media_path": name, "caption": "x"} for name in [*names, names[0]]])
-    assert run(inside / "t.csv", GRAY).made == 5
+    assert run(inside / "t.csv", GRAY).references == 5
     references = [row.references for row in read_table(inside / "t.csv")]
     assert all(len(paths) == 1 for paths in references)
     assert len(set(references)) == 5
@@ -286,6 +287,7 @@ def test_rows_and_captions_written_meanwhile_are_kept(table: Path) -> None:
             {"media_column": "film"},
             r"row 1: no column 'film' \(there are: 'media_path', 'caption', 'extra'\)",
         ),
+        ({"column": "extra"}, "column 'extra' holds 1, expected text or a list of it"),
         ({"media_column": "extra"}, "row 1: column 'extra' holds 1, not a path"),
     ],
 )
@@ -295,10 +297,39 @@ def test_requests_that_make_no_sense(table: Path, options: dict[str, Any], messa
     assert not (table.parent / ".reference").exists()
 
 
-def test_files_lost_in_the_middle_of_the_work_are_told(table: Path) -> None:
+def test_a_file_lost_in_the_middle_of_the_work_is_made_again(table: Path) -> None:
     run(table)
+    before = tree(table.parent, leave=".reference")
     job = next((table.parent / ".reference").iterdir())
     (job / "result.json").unlink()
     (table.parent / "references/canny/c.png").unlink()
-    with pytest.raises(InputError, match=r"c\.png was made before and is gone: remove .*\.reference"):
-        run(table)
+    assert run(table).references == 3
+    assert tree(table.parent, leave=".reference") == before
+
+
+def test_a_table_that_was_put_back_gets_its_column_again(table: Path) -> None:
+    before = table.read_bytes()
+    run(table)
+    after = table.read_bytes()
+    table.write_bytes(before)
+    assert run(table).references == 3
+    assert table.read_bytes() == after
+
+
+def test_tasks_of_an_array_that_start_one_after_another_make_all_again_once(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(table, overwrite=True)
+    made = 0
+
+    def apply(frames: np.ndarray) -> np.ndarray:
+        nonlocal made
+        made += 1
+        return frames
+
+    monkeypatch.setattr(job_module, "_REOPENING_S", 0.1)
+    request = check_request(table, Filter("canny", apply, True), ReferenceOptions(overwrite=True))
+    for index in (1, 0, 2, 1):
+        make_references(request, Worker(index, 3))
+    assert made == 3
+    assert len(list((table.parent / ".reference").iterdir())) == 1

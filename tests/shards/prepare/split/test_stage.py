@@ -14,6 +14,7 @@ from PIL import Image
 
 import shards.prepare.split.stage as module
 from shards.errors import InputError
+from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.video import probe, read_clip
 from shards.prepare.split.scenes import Length, SceneOptions
 from shards.prepare.split.sheet import PER_PAGE
@@ -126,6 +127,24 @@ def test_a_video_that_cannot_be_read_is_recorded_and_the_others_are_split(
     ]
     recorded = read_rows(tmp_path / "out/failures.jsonl")
     assert [(row["source"], row["reason"]) for row in recorded] == report.failures
+
+
+def test_what_failed_is_tried_again_though_its_size_is_the_same(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_scenes(path: Path, *arguments: Any) -> Any:
+        if path.name == "a.mp4":
+            raise ClipError(path, "Input/output error")
+        return module_find_scenes(path, *arguments)
+
+    module_find_scenes = module.find_scenes
+    monkeypatch.setattr(module, "find_scenes", find_scenes)
+    assert run(videos, out=tmp_path / "out").failures == [(str(videos / "a.mp4"), "Input/output error")]
+    monkeypatch.undo()
+    report = run(videos, out=tmp_path / "out")
+    assert (report.scenes, report.failures) == (5, [])
+    assert len(read_rows(report.table)) == 5
+    assert not (tmp_path / "out/failures.jsonl").exists()
 
 
 def test_a_video_that_breaks_off_is_used_up_to_there(videos: Path, tmp_path: Path) -> None:
