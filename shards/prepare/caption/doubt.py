@@ -14,6 +14,7 @@ class Doubt:
     """Counts the clips in a row that got no caption."""
 
     def __init__(self, captioner: Captioner) -> None:
+        self.ends_at_one = captioner.most_gone == 1  # a single clip may be what breaks it
         self._label = captioner.label
         self._most_gone = captioner.most_gone
         self._most_refused = max(_LEAST_REFUSALS, 2 * captioner.at_once)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from shards.errors import InputError
 from shards.prepare.caption import asking, rounds
@@ -299,36 +300,47 @@ def test_a_model_that_answers_no_more_is_given_up(tmp_path: Path, server: ChatSe
     assert (report.captioned, report.failures, len(server.chats)) == (40, (), 40)
 
 
-class LostGpu:
-    """A captioner whose GPU fails at its third clip."""
+class LosingGpu:
+    """A captioner whose GPU fails at its third clip, or at a bright one, and then at all."""
 
     name, label, sees, at_once, most_gone = "m", "--model m", "pictures", 1, 1
 
-    def __init__(self) -> None:
-        self.seen = 0
+    def __init__(self, most: int = 1000) -> None:
+        self.left = most
 
     def caption(self, clip: Frames) -> str:
         """A caption, or the error."""
-        self.seen += 1
-        if self.seen > 2:
-            raise CaptionError(
-                "AcceleratorError: CUDA error: an illegal memory access was encountered", gone=True
-            )
-        return f"number {self.seen}"
+        self.left = 0 if clip.pixels.mean() > 250 else self.left - 1
+        if self.left <= 0:
+            raise CaptionError("AcceleratorError: CUDA error: an illegal memory access", gone=True)
+        return "a caption"
 
 
 def test_a_lost_gpu_ends_its_worker_and_costs_no_clip(tmp_path: Path) -> None:
     pictures(tmp_path, 5)
     listing = partial(list_media, tmp_path)
-    for seen in (1, 3):
+    # The second worker loses its GPU at once: at 003, since what ended the first one comes last.
+    for most, name in ((3, "002.png"), (1, "003.png")):
         with pytest.raises(InputError) as error:
-            caption(listing, LOCAL, LostGpu)
+            caption(listing, LOCAL, partial(LosingGpu, most))
         assert str(error.value) == (
-            f"--model m: gone, 1 clip(s) in a row failed, the last, 00{seen + 1}.png, because: AcceleratorError: CUDA "
-            "error: an illegal memory access was encountered. What is done is kept: run the same command again."
+            f"--model m: gone, 1 clip(s) in a row failed, the last, {name}, because: AcceleratorError: CUDA error: an "
+            "illegal memory access. What is done is kept: run the same command again."
         )
-    report = caption(listing, LOCAL, LostGpu)
+    report = caption(listing, LOCAL, LosingGpu)
     assert (report.captioned, report.failures) == (5, ())
+
+
+def test_a_clip_that_breaks_the_gpu_each_time_is_left_out(tmp_path: Path) -> None:
+    pictures(tmp_path, 20)
+    Image.new("RGB", (28, 28), "white").save(tmp_path / "004.png")
+    listing = partial(list_media, tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"the last, 004\.png, because: "):
+            caption(listing, LOCAL, LosingGpu)
+    report = caption(listing, LOCAL, LosingGpu)
+    reason = "AcceleratorError: CUDA error: an illegal memory access"
+    assert (report.captioned, report.failures) == (19, (Failure("004.png", reason),))
 
 
 def test_a_file_that_nobody_thought_of_costs_its_own_caption(
