@@ -36,13 +36,12 @@ from shards.prepare.failures import FAILURES_NAME, Failure, read_failures, write
 from shards.prepare.tables.table import Row, check_media, digest, read_table
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
-from shards.prepare.work.workers import Worker
+from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Root, Storage, open_storage
 
 JOB = ".encode"
 ATTEMPTS = f"{JOB}/attempts"
 DEFAULTS = EncodeOptions()
-ALONE = Worker()
 _ANEW_S = 30.0  # that workers wait for the first one where all rows failed the last time
 _LOOK_S = 0.2
 _OTHER_TABLE = (

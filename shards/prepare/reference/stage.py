@@ -25,12 +25,11 @@ from shards.prepare.reference.filters import Filter
 from shards.prepare.tables.rows import read_rows, split_cell, table_bytes, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
 from shards.prepare.work.job import Job
-from shards.prepare.work.workers import Worker
+from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
 REFERENCES = "references"
 ROWS_PER_UNIT = 16
-ALONE = Worker()
 _STATE = ".reference"
 _AT_ONCE = 16  # frames that a built-in filter gets
 

@@ -30,7 +30,7 @@ from shards.prepare.split.scenes import Found, Scene, SceneOptions, check, find_
 from shards.prepare.split.sheet import PER_PAGE, shown_frames, thumbnail, write_sheet
 from shards.prepare.tables.rows import TABLE_SUFFIXES, read_rows, write_rows
 from shards.prepare.work.job import Job
-from shards.prepare.work.workers import Worker
+from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PREVIEWS = "previews"
-ALONE = Worker()
 _STATE = ".split"
 
 OnFrame = Callable[[Path, int, int], None]  # video, frames gone by, frames to go by in all (0: not known)
