@@ -246,12 +246,17 @@ def read_manifest(root: Root) -> Manifest:
     """Read ``root/manifest.parquet``.
 
     Raises InputError when it is missing, damaged, of a newer version, lacks a column, or has a value that no
-    sample can have: a shard or a key outside the dataset's folder, a size or a rate that is none.
+    sample can have: a shard or a key outside the dataset's folder, a size or a rate that is none; OSError where
+    the storage does not give it.
     """
     path = f"{root}/{MANIFEST_NAME}"
     advice = f"rebuild it with `ltx-shards index {root}`"
     try:
-        table = pq.read_table(pa.BufferReader(open_storage(root).read(MANIFEST_NAME)))
+        data = open_storage(root).read(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {advice}") from None
+    try:
+        table = pq.read_table(pa.BufferReader(data))
         version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), VERSION))
         if version > VERSION:
             raise NewerVersion(
@@ -261,8 +266,6 @@ def read_manifest(root: Root) -> Manifest:
         if empty := [name for name, column in columns.items() if column.null_count]:
             raise ValueError(f"column {empty[0]} has rows without a value")
         manifest = _from_columns(columns)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {advice}") from None
     except InputError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
