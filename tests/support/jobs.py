@@ -35,8 +35,12 @@ def work(
     storage: Storage | None = None,
     on_progress: Callable[[int, int], None] = lambda done, units: None,
     describe: Callable[[int], str] | None = None,
+    careful: Callable[[int], object] = lambda unit: None,
 ) -> Result:
-    """One worker's whole life; `before(unit)` is called before a unit's files are written."""
+    """One worker's whole life.
+
+    `before(unit)` is called before a unit's files are written, `careful(unit)` before that where a worker died at it.
+    """
     place = storage or open_storage(root)
 
     def do(unit: int) -> Result:
@@ -46,8 +50,13 @@ def work(
             place.write(path, data)
         return {"unit": unit, "bytes": sum(map(len, files.values()))}
 
+    def do_with_care(unit: int) -> Result:
+        careful(unit)
+        return do(unit)
+
     job = Job(place, "work", units, {"input": "the same"}, lease)
-    return job.run(worker, do, partial(_finish, place), on_progress, describe)
+    finish = partial(_finish, place)
+    return job.run(worker, do, finish, on_progress, describe, careful=do_with_care)
 
 
 def files_of(unit: int) -> dict[str, bytes]:

@@ -73,7 +73,7 @@ def encode_unit(
         reference_downscale=options.reference_downscale,
     )
     killers = deadly(partial(drop, read), rows, options.patience_s) if careful else {}
-    bad = {rows[index].key: f"the process died while reading it: {how}" for index, how in killers.items()}
+    bad = {rows[index].key: reason for index, reason in killers.items()}
     tally = _Tally()
     attempt = f"{attempts}/{number:06d}.{secrets.token_hex(4)}.tar"
     try:

@@ -10,29 +10,31 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 T = TypeVar("T")
-_TRIES = 2
+_STILL = "nothing came of it"
+_START_S = 60.0  # for a process to begin
 _PR_SET_PDEATHSIG = 1
 
 
 def deadly(touch: Callable[[T], object], items: Sequence[T], patience_s: float) -> dict[int, str]:
     """Numbers of the items at which `touch` kills its process or stands still, each with how, for a person.
 
-    `touch` and the items are pickled. An item has to do so twice: now and then a process is killed from outside.
+    `touch` and the items are pickled. An item has to kill twice: now and then a process is killed from outside.
     Its errors are left for whoever does the work. Raises RuntimeError where no process can be started.
     """
     found: dict[int, str] = {}
-    first, tries = 0, 0
+    first, suspect = 0, -1
     while first < len(items):
         reached, end = _run(touch, items[first:], patience_s)
         if end is None:
             break
         if reached is None:
             raise RuntimeError(f"a process to try files in ended at its start: {end}")
-        tries = tries + 1 if reached == 0 else 1
         first += reached
-        if tries == _TRIES:
+        if first == suspect or end.startswith(_STILL):
             found[first] = end
-            first, tries = first + 1, 0
+            first += 1
+        else:
+            suspect = first
     return found
 
 
@@ -48,14 +50,14 @@ def _run(
     sender.close()
     reached = None
     try:
-        while receiver.poll(patience_s):
+        while receiver.poll(patience_s if reached is not None else patience_s + _START_S):
             if (number := receiver.recv()) is None:
                 return reached, None
             reached = number
-        return reached, f"nothing came of it for {patience_s:.0f} s"
+        return reached, f"{_STILL} for {patience_s:.0f} s"
     except EOFError:
         process.join()
-        return reached, _how(process.exitcode or 0)
+        return reached, f"the process died while reading it: {_how(process.exitcode or 0)}"
     finally:
         process.kill()
         process.join(patience_s)

@@ -41,7 +41,7 @@ SCALE = Scale(4, 16)
         (40, 1000, 1000, "512x512x17"),
     ],
 )
-def test_longest_bucket_first_then_aspect_then_area(
+def test_a_bucket_keeps_most_of_picture_and_time_and_then_is_near_in_area(
     frames: int, width: int, height: int, bucket: str
 ) -> None:
     assert str(choose_bucket(ClipInfo(frames, width, height, 24.0), BUCKETS)) == bucket
@@ -56,6 +56,51 @@ def test_choice_does_not_depend_on_the_order_of_buckets(
     assert chosen is not None
     assert chosen == choose_bucket(info, shuffled)
     assert chosen.frames <= frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "width", "height", "bucket"),
+    [
+        (100, 448, 768, "448x768x89"),  # upright: two thirds of the picture for 8 frames
+        (100, 768, 448, "768x448x97"),
+        (100, 512, 512, "768x448x97"),  # 0.583 of the picture in both: the longer one
+        (90, 768, 448, "448x768x89"),  # a third of 89 frames is more than 25 whole ones
+        (88, 768, 448, "768x448x25"),
+    ],
+)
+def test_picture_and_time_are_weighed(frames: int, width: int, height: int, bucket: str) -> None:
+    buckets = Bucket.parse_list("768x448x97,448x768x89,768x448x25")
+    assert str(choose_bucket(ClipInfo(frames, width, height, 24.0), buckets)) == bucket
+
+
+def kept(info: ClipInfo, bucket: Bucket) -> float:
+    """Pixels of the clip that are in the sample, in frames: all that is left of it when it is cut to shape."""
+    scale = max(bucket.width / info.width, bucket.height / info.height)
+    seen = (bucket.width / scale) * (bucket.height / scale)
+    return seen / (info.width * info.height) * bucket.frames
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(16, 2000),
+    st.integers(16, 2000),
+    st.lists(
+        st.builds(
+            Bucket,
+            *[st.integers(1, 30).map(lambda n: 32 * n)] * 2,
+            st.integers(0, 20).map(lambda n: 8 * n + 1),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_no_other_bucket_would_keep_more(frames: int, width: int, height: int, buckets: list[Bucket]) -> None:
+    info = ClipInfo(frames, width, height, 24.0)
+    chosen = choose_bucket(info, buckets)
+    filled = [bucket for bucket in buckets if bucket.frames <= frames]
+    assert (chosen is None) == (not filled)
+    if chosen is not None:
+        assert kept(info, chosen) >= max(kept(info, bucket) for bucket in filled) - 1e-5
 
 
 def test_a_clip_that_fills_no_bucket_has_none() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shards.geometry import Bucket, Scale
+from shards.prepare.encode import assign as assign_module
 from shards.prepare.encode.assign import Failure, Rules
 from shards.prepare.encode.cut import Decoded, decode
 from shards.prepare.media.video import write_clip
@@ -112,6 +113,29 @@ def test_a_clip_that_breaks_off_gives_the_windows_before_and_a_reason(tmp_path: 
     assert isinstance(failure, Failure)
     assert failure.source == "a.mp4"
     assert "frames" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("buckets", "found"),
+    [
+        ("64x64x5,64x64x9,64x64x17", ["64x64x9"]),
+        ("64x64x1,64x64x17", ["only 12 of 17 frames can be decoded"]),
+    ],
+)
+def test_a_clip_that_ends_before_its_header_says_goes_to_a_bucket_that_it_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: str, found: list[str]
+) -> None:
+    path = numbered(tmp_path / "a.mp4", 12)
+    real = assign_module.probe
+    monkeypatch.setattr(assign_module, "probe", lambda file: real(file)._replace(frames=40))
+    row = Row("k", "", "a.mp4", path)
+    entries = list(decode(row, rules(buckets), 7))
+    assert [
+        str(entry.clip.bucket) if isinstance(entry, Decoded) else entry.reason for entry in entries
+    ] == found
+    if isinstance(entries[0], Decoded):
+        assert entries[0].clip.info.frames == 12
+        assert numbers(entries[0].target) == list(range(9))
 
 
 def test_a_broken_reference_takes_its_clip_with_it(tmp_path: Path) -> None:

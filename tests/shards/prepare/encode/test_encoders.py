@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 
 from shards.errors import InputError
 from shards.prepare.encode.encoders import Encoders, choose_device, choose_dtype, load_encoders
 from shards.prepare.encode.models import load_vae
 from shards.prepare.encode.options import EncodeOptions
+from shards.prepare.encode.vae import encode_clips
 from tests.support.models import tiny_model
 
 CPU = torch.device("cpu")
@@ -28,6 +31,24 @@ def test_each_prompt_is_embedded_once_and_a_cut_one_is_marked() -> None:
     assert len(calls) == len(texts) == 3
     assert [text.cut for text in texts.values()] == [False, True, False]
     assert torch.equal(texts[""].embeds, encoders.describe().null_embeds())
+
+
+def test_tiles_are_those_of_diffusers() -> None:
+    clip = np.random.default_rng(0).integers(0, 255, (1, 544, 544, 3), np.uint8)
+    found = {
+        tiling: encode_clips(
+            load(CPU, vae_tiling=tiling).ready_vae(), [clip], [torch.Generator().manual_seed(1)]
+        )[0]
+        for tiling in (False, True)
+    }
+    vae = AutoencoderKLLTXVideo.from_pretrained(tiny_model(), subfolder="vae")
+    vae.enable_tiling()
+    pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        z = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(1))
+    z = LTXPipeline._normalize_latents(z, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+    assert torch.equal(found[True], z[0].to(torch.bfloat16))
+    assert not torch.equal(found[True], found[False])
 
 
 @pytest.mark.parametrize("swap", [False, True])

@@ -4,6 +4,9 @@ import json
 import re
 import shutil
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from shards.errors import InputError
 from shards.formats.sample import Sample
 from shards.geometry import Bucket, Scale
 from shards.hashing import mix, sample_id
-from shards.prepare.encode import units
+from shards.prepare.encode import stage, units
 from shards.prepare.encode.models import fingerprint
 from shards.prepare.encode.stage import FAILURES_NAME, EncodeOptions, EncodeReport, encode
 from shards.prepare.failures import Failure
@@ -447,6 +450,95 @@ def test_a_dataset_may_have_several_references_of_smaller_size(clips: Path) -> N
     expected.append((read_clip(clips / "c9.png", 1, small), (1, 2)))
     for found, (frames, purpose) in zip(references, expected, strict=True):
         assert torch.equal(found, plain_latents(frames, "a_mp4", *purpose))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_a_worker_that_stood_still_past_its_lease_changes_nothing(
+    clips: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, where: str, recorded: bool
+) -> None:
+    """It made other bytes; it stood still before or after it had recorded them, and another ended the job."""
+    table = write_table(clips, ("x", "a.mp4", "ra.mp4"), ("x", "b.mp4", "rb.mp4"))
+    out = clips / "out" if where == "folder" else f"{bucket}/out"
+    storage = open_storage(out)
+    late: list[bool] = []
+
+    def all_by_another() -> None:
+        late.append(True)
+        storage.remove(".encode/claims/000000")
+        encode(table, tiny_model(), out, BUCKETS, options=OPTIONS)
+
+    def encode_unit(*arguments: Any, **named: Any) -> dict[str, Any]:
+        if late:
+            return real_encode_unit(*arguments, **named)
+        changed = [replace(OPTIONS, seed=99) if isinstance(one, EncodeOptions) else one for one in arguments]
+        made = real_encode_unit(*changed, **named)
+        if not recorded:
+            all_by_another()
+        return made
+
+    def publish(*arguments: Any) -> None:
+        if not late:
+            all_by_another()
+        real_publish(*arguments)
+
+    real_encode_unit, real_publish = stage.encode_unit, stage.publish
+    monkeypatch.setattr(stage, "encode_unit", encode_unit)
+    monkeypatch.setattr(stage, "publish", publish)
+    report = encode(table, tiny_model(), out, BUCKETS, options=OPTIONS)
+    monkeypatch.undo()
+    assert late == [True]
+    assert report.samples == 2
+    assert storage.list(".encode/attempts") == []
+    seed = 99 if recorded else OPTIONS.seed
+    encode(table, tiny_model(), clips / "fresh", BUCKETS, options=replace(OPTIONS, seed=seed))
+    for path, data in dataset_bytes(clips / "fresh").items():
+        assert storage.read(path) == data
+
+
+def test_the_next_clips_are_decoded_while_one_is_encoded(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread: the second clip is there while the first is in the VAE."""
+    table = write_table(clips, *(("x", f"{name}.mp4") for name in "abd"))
+    order: list[str] = []
+    second = threading.Event()
+    real_decode, real_encode = units.decode, units.encode_batch
+
+    def decode(row: Row, **options: Any) -> Any:
+        for part in real_decode(row, **options):
+            order.append(f"decoded {row.source}")
+            if row.source == "b.mp4":
+                second.set()
+            yield part
+
+    def encode_batch(vae: Any, batch: Any, *arguments: Any) -> Any:
+        assert second.wait(20), "decoding waits for the VAE"
+        order.append(f"encoded {batch[0].clip.row.source}")
+        return real_encode(vae, batch, *arguments)
+
+    monkeypatch.setattr(units, "decode", decode)
+    monkeypatch.setattr(units, "encode_batch", encode_batch)
+    run(clips, table, decode_threads=1)
+    assert order.index("decoded b.mp4") < order.index("encoded a.mp4")
+    assert [entry for entry in order if entry.startswith("encoded")] == [
+        f"encoded {name}.mp4" for name in "abd"
+    ]
+
+
+def test_workers_that_come_before_the_first_one_wait_where_all_rows_failed_the_last_time(clips: Path) -> None:
+    table = write_table(clips, ("x", "c.mp4"))
+    with pytest.raises(InputError, match="none of its 1 rows"):
+        run(clips, table)
+    table = write_table(clips, ("x", "a.mp4"))
+    with ThreadPoolExecutor() as pool:
+        early = pool.submit(
+            encode, table, tiny_model(), clips / "out", BUCKETS, options=OPTIONS, worker=Worker(1, 2)
+        )
+        time.sleep(0.3)
+        assert not early.done()
+        first = encode(table, tiny_model(), clips / "out", BUCKETS, options=OPTIONS, worker=Worker(0, 2))
+        assert early.result(60).samples == first.samples == 1
 
 
 def test_windows_are_samples_of_their_own(clips: Path) -> None:

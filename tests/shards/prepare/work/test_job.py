@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from shards.prepare.work.workers import Worker
 from shards.storage import Entry, Folder, open_storage
 from tests.support.forks import Fork
 from tests.support.jobs import (
+    ALONE,
     Team,
     claims,
     complete,
@@ -340,3 +342,76 @@ def test_the_cost_of_a_unit_does_not_grow_with_the_number_of_units(
     assert storage.calls["list"] == 2
     assert storage.calls["read"] < 60 + 10
     assert storage.calls["stat"] < 60 + 10
+
+
+# Units that are done again.
+
+
+def reopen(root: Path, stale: set[int], worker: Worker = ALONE) -> int:
+    return Job(Folder(root), "work", 4, {"input": "the same"}).reopen(lambda unit, _: unit in stale, worker)
+
+
+def test_units_whose_results_are_stale_are_done_again_and_no_others(tmp_path: Path) -> None:
+    work(tmp_path, 4)
+    assert reopen(tmp_path, set()) == 0
+    assert reopen(tmp_path, {1, 3}) == 2
+    done: list[int] = []
+    work(tmp_path, 4, before=done.append)
+    assert done == [1, 3]
+    assert contents(tmp_path) == expected(4)
+
+
+def test_a_reopening_that_was_killed_is_taken_up_again(tmp_path: Path) -> None:
+    work(tmp_path, 4)
+    (tmp_path / "work/units/000002.json").unlink()
+    assert reopen(tmp_path, set()) == 0
+    done: list[int] = []
+    work(tmp_path, 4, before=done.append)
+    assert done == [2]
+
+
+def test_later_workers_wait_until_the_first_one_has_reopened(tmp_path: Path) -> None:
+    work(tmp_path, 4)
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(reopen, tmp_path, {1}, Worker(1, 2))
+        time.sleep(0.3)
+        assert not late.done()
+        assert complete(tmp_path) == set(range(4))
+        reopen(tmp_path, {1})
+        late.result(10)
+    assert complete(tmp_path) == {0, 2, 3}
+
+
+def test_a_worker_that_took_a_unit_for_done_does_it_when_it_was_reopened(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        work(tmp_path, 4, before=stop_at(3))
+
+    def before(unit: int) -> None:
+        if unit == 3 and 1 not in done:
+            reopen(tmp_path, {1})
+        done.append(unit)
+
+    done: list[int] = []
+    work(tmp_path, 4, before=before)
+    assert done == [3, 1]
+    assert contents(tmp_path) == expected(4)
+
+
+def test_the_first_result_that_is_recorded_counts(tmp_path: Path) -> None:
+    """Of two workers at one unit: both are told which one it is."""
+    storage, settled = Folder(tmp_path), []
+    job = Job(storage, "work", 1, {"input": "the same"})
+
+    def do(unit: int) -> dict[str, Any]:
+        storage.write("work/units/000000.json", b'{"by": "another"}')
+        return {"by": "this"}
+
+    result = job.run(
+        Worker(),
+        do,
+        lambda results: results[0],
+        lambda done, units: None,
+        settle=lambda unit, made, recorded: settled.append((unit, made, recorded)),
+    )
+    assert result == {"by": "another"}
+    assert settled == [(0, {"by": "this"}, {"by": "another"})]

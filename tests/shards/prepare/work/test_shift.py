@@ -120,3 +120,11 @@ def test_deaths_in_earlier_runs_are_told_and_refuse_nothing(
     work(tmp_path, 3)
     assert contents(tmp_path) == expected(3)
     assert "WARNING: unit 1: 21 workers died at it so far; trying it again" in capsys.readouterr().err
+
+
+def test_a_unit_at_which_a_worker_died_is_done_with_care(tmp_path: Path) -> None:
+    foreign_claim(tmp_path, 1, age=100)
+    careful: list[int] = []
+    work(tmp_path, 3, careful=careful.append)
+    assert careful == [1]
+    assert contents(tmp_path) == expected(3)
