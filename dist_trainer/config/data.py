@@ -33,7 +33,7 @@ class DataConfig(Block):
         default=100,
         ge=0,
         description="Different samples that may be found damaged over the run's life; each is replaced by another "
-        "of its size. One more stops the run, and 0 tolerates none.",
+        "of its size or a smaller one. One more stops the run, and 0 tolerates none.",
     )
 
 
