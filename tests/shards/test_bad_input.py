@@ -119,9 +119,10 @@ def manifest_of_another(root: Path) -> None:
     shutil.copy(sound_dataset(root.parent / "other", seed=1) / MANIFEST_NAME, root / MANIFEST_NAME)
 
 
-def first_payload(root: Path) -> bytes:
-    """The bytes of the first sample's tensors."""
-    return next(body for name, body in members(root / "shards/000000.tar") if name.endswith("safetensors"))
+def payload_of(root: Path, number: int) -> bytes:
+    """The bytes of the tensors of a sample of the first shard."""
+    found = [body for name, body in members(root / "shards/000000.tar") if name.endswith("safetensors")]
+    return found[number]
 
 
 def empty_manifest(root: Path) -> None:
@@ -352,7 +353,7 @@ def test_the_message_is_one_line_and_the_exit_code_2(tmp_path: Path, name: str) 
     case.spoil(root)
     if "convert" in case.command:
         values["other"] = int(read_manifest(root).checksum[0])
-        values["flipped"] = xxhash.xxh3_64_intdigest(first_payload(root))
+        values["flipped"] = xxhash.xxh3_64_intdigest(payload_of(root, 0))
     code, out, err = run(*case.command.format(root=root).split(), root)
     assert err == f"error: {case.message.format(root=root, nbytes=nbytes, half=nbytes // 2, **values)}\n"
     assert (code, out) == (2, "")
@@ -523,9 +524,10 @@ def test_a_flipped_bit_is_met_by_the_reader_and_by_the_doctor(tmp_path: Path) ->
     flip(root, 1)
     with pytest.raises(ShardError) as error:
         read(root, 1)
-    found = str(error.value).rpartition(" ")[2]
+    found = f"{xxhash.xxh3_64_intdigest(payload_of(root, 1)):016x}"
     assert str(error.value) == (
-        f"shards/000000.tar: sample 'clips/01': xxh3_64 checksum: expected {expected:016x}, found {found}"
+        f"{root}/shards/000000.tar: sample 'clips/01': xxh3_64 checksum: expected {expected:016x}, "
+        f"found {found}; run `ltx-shards doctor {root}`"
     )
     code, out, _ = run("doctor", root, "--json")
     (finding,) = json.loads(out)["findings"]
@@ -546,8 +548,8 @@ def test_a_tar_cut_short_is_met_by_the_reader_and_by_the_doctor(tmp_path: Path) 
     with pytest.raises(ShardError) as error:
         read(root, 1)
     assert str(error.value) == (
-        "shards/000000.tar: sample 'clips/01': bytes before the end of the file: "
-        f"expected {nbytes}, found {nbytes // 2}"
+        f"{root}/shards/000000.tar: sample 'clips/01': bytes before the end of the file: "
+        f"expected {nbytes}, found {nbytes // 2}; run `ltx-shards doctor {root}`"
     )
     read(root, 0)
     code, out, _ = run("doctor", root, "--json")
@@ -563,7 +565,8 @@ def test_the_manifest_of_another_dataset_is_met_by_the_reader_and_by_the_doctor(
     with pytest.raises(ShardError) as error:
         read(root, 0)
     assert str(error.value) == (
-        f"shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected {expected:016x}, found {found:016x}"
+        f"{root}/shards/000000.tar: sample 'clips/00': xxh3_64 checksum: expected {expected:016x}, "
+        f"found {found:016x}; run `ltx-shards doctor {root}`"
     )
     code, out, _ = run("doctor", root)
     assert code == 1
@@ -654,7 +657,7 @@ def test_a_full_disk_stops_the_writer_and_leaves_no_half_shard(small_disk: Path)
 def test_a_full_disk_stops_an_index_which_leaves_the_old_manifest(small_disk: Path) -> None:
     root = sound_dataset(small_disk / "data")
     before = (root / MANIFEST_NAME).read_bytes()
-    fill(small_disk, leave=0)
+    fill(small_disk, leave=4 << 10)  # enough to say that a command writes here
     code, out, err = run("index", root)
     assert (code, out, err) == (2, "", f"error: {root}/manifest.parquet: {FULL}\n")
     assert (root / MANIFEST_NAME).read_bytes() == before
@@ -684,6 +687,14 @@ def test_a_full_disk_stops_a_conversion(small_disk: Path, tmp_path: Path, to: st
     code, out, err = run("convert", root, "--to", to, "--out", small_disk / "out")
     assert (code, out, err) == (2, "", f"error: {small_disk}/{place}: {FULL}\n")
     assert not (small_disk / "out" / MANIFEST_NAME).exists()
+
+
+def test_a_disk_that_is_read_only_is_said(small_disk: Path) -> None:
+    root = sound_dataset(small_disk / "data")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, out, err = run("index", root)
+    advice = "Read-only file system: give a folder that can be written"
+    assert (code, out, err) == (2, "", f"error: {root}/writing.json: {advice}\n")
 
 
 @pytest.fixture
@@ -718,13 +729,22 @@ def test_a_folder_of_somebody_else_is_read_but_not_written(public_folder: Path) 
     with somebody_else():
         indexed, looked = run("index", root), run("doctor", root)
         flipped = run("merge", root, "--out", root / "inner")
-    assert indexed == (2, "", f"error: {root}/manifest.parquet: {FORBIDDEN}\n")
+    assert indexed == (2, "", f"error: {root}/writing.json: {FORBIDDEN}\n")
     assert looked[0] == 0
     assert f"no picture of the lengths: {root}/doctor.png: Permission denied" in looked[1]
     assert flipped == (2, "", f"error: {root}/inner: {FORBIDDEN}\n")
     for folder in (root, root / "shards"):
         folder.chmod(0o755)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_a_manifest_that_may_not_be_read_is_not_taken_for_a_damaged_one(public_folder: Path) -> None:
+    root = sound_dataset(public_folder / "data")
+    run("stats", root)
+    (root / MANIFEST_NAME).chmod(0)
+    with somebody_else():
+        found = run("stats", root)
+    assert found == (2, "", f"error: {root}/manifest.parquet: {FORBIDDEN}\n")
 
 
 def test_shards_that_may_not_be_read_are_no_reason_to_drop_samples(public_folder: Path) -> None:

@@ -20,6 +20,7 @@ from shards.atomic import place
 from shards.dataset.opened import Dataset, open_dataset
 from shards.dataset.sample_json import read_json
 from shards.errors import DamagedSample, InputError
+from shards.formats.text import key_fault
 from shards.hashing import mix
 from shards.prepare.decode.options import DEFAULTS, DecodeOptions, check, choose
 from shards.prepare.decode.pictures import decode_latents, side_by_side
@@ -188,9 +189,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _file_name(out: Path, key: str, frames: int) -> str:
-    # Keys of foreign datasets may be anything.
-    if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts or "\0" in key:
-        raise InputError(f"key {key!r} leads out of {out}: it cannot be a file's name")
+    if fault := key_fault(key):
+        raise InputError(f"key {key!r} {fault}: it cannot be a file's name in {out}")
     return f"{key}.png" if frames == 1 else f"{key}.mp4"
 
 
