@@ -125,10 +125,10 @@ def _render(report: SplitReport) -> list[RenderableType]:
 
     from shards.prepare.failures import FAILURES_NAME, failures_table
 
-    counts = Table("videos", "scenes", "hours", title=str(report.table), title_justify="left")
+    counts = Table("videos", "scenes", "hours")
     failed = len(report.failures)
     counts.add_row(str(report.videos - failed), str(report.scenes), f"{report.seconds / 3600:.2f}")
-    parts: list[RenderableType] = [counts]
+    parts: list[RenderableType] = [Text(str(report.table)), counts]
     parts += [Text(f"{count} scenes left out: {reason}") for reason, count in report.left_out.items()]
     if failed:
         title = f"{failed} videos could not be read, all listed in {report.table.parent}/{FAILURES_NAME}"
