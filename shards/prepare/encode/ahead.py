@@ -113,19 +113,19 @@ def _fill(
     queue: SimpleQueue[U | _End],
     budget: _Budget,
 ) -> None:
+    end = _End(None)
     try:
         with closing(parts(item)) as found:
             while budget.take(number):
-                try:
-                    part = next(found)
-                except StopIteration:
-                    break
+                part = next(found)
                 queue.put(part)
-                del part  # it counts as given once the next is asked for
+                del part  # or it would be alive when it is done with
+    except StopIteration:
+        pass
     except BaseException as error:
-        queue.put(_End(error))
-    else:
-        queue.put(_End(None))
+        end = _End(error)
+    budget.give(number)  # of the part that there is not
+    queue.put(end)
 
 
 def _in_order(
@@ -139,7 +139,6 @@ def _in_order(
             except Empty:
                 raise Standstill(item) from None
             if isinstance(entry, _End):
-                budget.give(number)
                 break
             yield item, entry
             del entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class EncodeReport:
     buckets: dict[str, int]
     failures: tuple[Failure, ...]
     cut_captions: int
-    empty_captions: tuple[str, ...]
-    hardware: tuple[str, ...]
+    empty_captions: Sequence[str]
+    hardware: Sequence[str]
     was_complete: bool
     seconds: float
 

@@ -76,58 +76,37 @@ def encode(
         rows = check_request(dataset_file, out, buckets, options, worker)
     storage = open_storage(out)
     encoders = _load(model, buckets, options, worker)
-    size = options.rows_per_shard
-    identity = _identity(dataset_file, rows, buckets, options, encoders)
-    job = Job(
-        storage, JOB, -(-len(rows) // size), identity, cures={"rows": _OTHER_TABLE, "table": _OTHER_TABLE}
-    )
-
-    def of(unit: int) -> Sequence[Row]:
-        return rows[unit * size : (unit + 1) * size]
-
-    if again := job.reopen(lambda unit, result: _is_stale(of(unit), result, options.retry_failed), worker):
-        why = "rows failed or files changed" if options.retry_failed else "files changed"
-        print(f"{out}: {again} shards are made again: {why}", file=sys.stderr)
+    job = _job(storage, _identity(dataset_file, rows, buckets, options, encoders), rows, options, worker)
     was_complete = job.result() is not None
     rules = Rules(tuple(buckets), encoders.scale, options.windows, options.short_videos)
     with progress_bar(quiet=worker.index > 0) as progress, computing_alike(encoders.device):
         bar = progress.add_task("Encoding clips", total=len(rows))
 
         def on_units(done: int, total: int) -> None:
-            progress.update(bar, completed=min(done * size, len(rows)))
+            progress.update(bar, completed=min(done * options.rows_per_shard, len(rows)))
 
         def do(unit: int, careful: bool = False) -> dict[str, Any]:
+            chosen = _rows_of(unit, rows, options)
             # Again: whoever began looked at all files, this keeps a disk that is away now out of the failures.
-            check_media(dataset_file, _away(of(unit)))
+            check_media(dataset_file, _away(chosen))
             on_row = partial(progress.advance, bar)
-            return encode_unit(
-                storage, ATTEMPTS, unit, of(unit), encoders, rules, options, on_row, careful=careful
-            )
+            return encode_unit(storage, ATTEMPTS, unit, chosen, encoders, rules, options, on_row, careful)
 
-        result = job.run(
-            worker,
-            do,
-            lambda results: _finish(out, storage, results, encoders.describe),
-            on_units,
-            lambda unit: f"{of(unit)[0].source} to {of(unit)[-1].source}",
-            careful=partial(do, careful=True),
-            settle=partial(publish, storage),
-        )
+        def describe(unit: int) -> str:
+            chosen = _rows_of(unit, rows, options)
+            return f"{chosen[0].source} to {chosen[-1].source}"
+
+        def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
+            return _finish(out, storage, results, encoders.describe)
+
+        careful, settle = partial(do, careful=True), partial(publish, storage)
+        result = job.run(worker, do, finish, on_units, describe, careful=careful, settle=settle)
     failures = read_failures(storage)
     if not result["samples"]:
         raise _nothing(dataset_file, failures)
-    return EncodeReport(
-        table=dataset_file,
-        out=out,
-        samples=result["samples"],
-        buckets=result["buckets"],
-        failures=failures,
-        cut_captions=result["cut_captions"],
-        empty_captions=tuple(result["empty_captions"]),
-        hardware=tuple(result["hardware"]),
-        was_complete=was_complete,
-        seconds=time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    counted = {**result, "failures": failures}
+    return EncodeReport(dataset_file, out, **counted, was_complete=was_complete, seconds=seconds)
 
 
 def check_request(
@@ -210,6 +189,31 @@ def _identity(
         "dtype": str(encoders.vae.dtype).removeprefix("torch."),
         **options_identity(options),
     }
+
+
+def _job(
+    storage: Storage,
+    identity: Mapping[str, Any],
+    rows: Sequence[Row],
+    options: EncodeOptions,
+    worker: Worker,
+) -> Job:
+    """The job of these rows, with the units open that are to be done again."""
+    units = -(-len(rows) // options.rows_per_shard)
+    job = Job(storage, JOB, units, identity, cures={"rows": _OTHER_TABLE, "table": _OTHER_TABLE})
+
+    def stale(unit: int, result: Mapping[str, Any]) -> bool:
+        return _is_stale(_rows_of(unit, rows, options), result, options.retry_failed)
+
+    if again := job.reopen(stale, worker):
+        why = "rows failed or files changed" if options.retry_failed else "files changed"
+        print(f"{storage.name}: {again} shards are made again: {why}", file=sys.stderr)
+    return job
+
+
+def _rows_of(unit: int, rows: Sequence[Row], options: EncodeOptions) -> Sequence[Row]:
+    """The rows that go into one shard."""
+    return rows[unit * options.rows_per_shard : (unit + 1) * options.rows_per_shard]
 
 
 def _is_stale(rows: Sequence[Row], result: Mapping[str, Any], retry_failed: bool) -> bool:

@@ -428,7 +428,7 @@ def test_empty_and_cut_captions_are_counted(clips: Path) -> None:
         clips, ("", "a.mp4"), (" ", "b.mp4"), ("red " * 100, "d.mp4"), ("red " * 100, "c.mp4")
     )
     report, dataset = run(clips, table, max_text_tokens=32)
-    assert (report.empty_captions, report.cut_captions, len(report.failures)) == (("a.mp4", "b.mp4"), 1, 1)
+    assert (report.empty_captions, report.cut_captions, len(report.failures)) == (["a.mp4", "b.mp4"], 1, 1)
     assert dataset.manifest.text_tokens.tolist() == [1, 1, 32]
 
 
