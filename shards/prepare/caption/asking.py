@@ -37,9 +37,6 @@ def ask(
             answer = captioner.caption(clip)
         except CaptionError as error:
             return error
-        answer = answer.encode(
-            "utf-8", "ignore"
-        ).decode()  # a server may cut a character in half at its limit
         text = clean_caption(answer) if options.clean else one_line(answer)
         return text or CaptionError("the model's answer is empty")
 

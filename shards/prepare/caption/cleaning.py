@@ -35,5 +35,6 @@ def clean_caption(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with all white space as single blanks, none at the ends."""
-    return " ".join(text.split())
+    """`text` with all white space as single blanks, none at the ends, without halves of characters."""
+    # Servers may leave such a half where they cut an answer, and no file takes it.
+    return " ".join(text.encode("utf-8", "ignore").decode().split())
