@@ -15,10 +15,13 @@ class ShardError(RuntimeError):
     """The bytes of a shard are not what was written.
 
     Attributes: ``shard`` (path relative to the dataset), ``key`` of the sample (empty where the damage is not
-    inside one sample), ``what`` differs, ``expected`` and ``found``.
+    inside one sample), ``what`` differs, ``expected`` and ``found``; ``root`` of the dataset, where the message shall
+    lead there ("": who catches it knows).
     """
 
-    def __init__(self, shard: str, key: str, what: str, expected: object, found: object) -> None:
+    def __init__(
+        self, shard: str, key: str, what: str, expected: object, found: object, root: str = ""
+    ) -> None:
         # All five go to `args`, so the error survives pickling between processes.
         super().__init__(shard, key, what, expected, found)
         self.shard = shard
@@ -26,10 +29,12 @@ class ShardError(RuntimeError):
         self.what = what
         self.expected = expected
         self.found = found
+        self.root = root
 
     def __str__(self) -> str:
         sample = f" sample {self.key!r}:" if self.key else ""
-        return f"{self.shard}:{sample} {self.what}: expected {self.expected}, found {self.found}"
+        differs = f"{self.shard}:{sample} {self.what}: expected {self.expected}, found {self.found}"
+        return f"{self.root}/{differs}; run `ltx-shards doctor {self.root}`" if self.root else differs
 
 
 class MissingMember(ShardError):

@@ -144,7 +144,9 @@ class Reader:
         if self._verify or self._cache:
             digest = xxhash.xxh3_64_intdigest(view)
             if digest != checksum:
-                raise DamagedSample(shard, key, "xxh3_64 checksum", f"{checksum:016x}", f"{digest:016x}")
+                raise DamagedSample(
+                    shard, key, "xxh3_64 checksum", f"{checksum:016x}", f"{digest:016x}", self._name
+                )
         if self._cache and not cached:
             self._cache.put(name, view)
 
@@ -154,9 +156,9 @@ class Reader:
         except (OSError, InputError) as error:
             what = "reading the file" if self._files else "reading the object"
             cause = getattr(error, "strerror", None) or str(error)
-            raise ShardError(shard, key, what, "success", cause) from error
+            raise ShardError(shard, key, what, "success", cause, self._name) from error
         if found != len(view):
-            raise DamagedSample(shard, key, "bytes before the end of the file", len(view), found)
+            raise DamagedSample(shard, key, "bytes before the end of the file", len(view), found, self._name)
 
     def _sample(self, row: int, payload: memoryview, buffer: torch.Tensor, start: int) -> Sample:
         """Tensors over the bytes of one row, in ``buffer`` from ``start``; sizes as in the manifest."""
@@ -167,7 +169,9 @@ class Reader:
             geometry = sample_geometry(entries)
             tensors = views(buffer, start, entries)
         except (ValueError, RuntimeError) as error:  # of the header, and of torch
-            raise DamagedSample(shard, key, "payload", "the tensors of a sample", error) from error
+            raise DamagedSample(
+                shard, key, "payload", "the tensors of a sample", error, self._name
+            ) from error
         expected = (
             tuple(manifest.grid[row].tolist()),
             *map(tuple, manifest.references_of(row)),
@@ -175,7 +179,9 @@ class Reader:
         )
         found = (tuple(geometry.grid), *map(tuple, geometry.references), geometry.text_tokens)
         if found != expected:
-            raise DamagedSample(shard, key, "F, H, W of latents and references, text tokens", expected, found)
+            raise DamagedSample(
+                shard, key, "F, H, W of latents and references, text tokens", expected, found, self._name
+            )
         return Sample(
             key=key,
             id=int(manifest.ids[row]),

@@ -13,6 +13,7 @@ import numpy as np
 from shards.dataset.info import INFO_NAME, DatasetInfo, read_info, write_info
 from shards.dataset.left_out import read_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, RepeatedKey, read_manifest, write_manifest
+from shards.dataset.output import rewriting
 from shards.dataset.selection import by_shard, join, select
 from shards.errors import InputError
 from shards.formats import SHARDS
@@ -50,7 +51,7 @@ def index(
     ShardError for a damaged shard. The shards after the first one found wrong are not scanned.
     """
     storage = open_storage(root)
-    sizes = find_shards(storage)
+    seen, sizes = storage.stat(MANIFEST_NAME), find_shards(storage)
     if not sizes:
         raise InputError(f"{root}/{SHARDS} holds no .tar file: give the folder that contains {SHARDS}/")
     described = info or _description(root, storage, scale)
@@ -80,9 +81,10 @@ def index(
         raise InputError(
             f"{root}: its {len(sizes)} shards hold no sample: a sample is a .json and a .safetensors of one name"
         )
-    if described and (info or scale):
-        write_info(root, described)
-    write_manifest(root, manifest)
+    with rewriting(storage, seen):
+        if described and (info or scale):
+            write_info(root, described)
+        write_manifest(root, manifest)
     return manifest
 
 

@@ -16,6 +16,7 @@ from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.storage import Folder, Root, Storage, open_storage
 from shards.storage.claims import Claims
+from shards.storage.entry import Entry
 
 UNFINISHED_NAME = "unfinished.json"
 _WORKSPACE = ".unfinished"
@@ -61,6 +62,20 @@ def writing(storage: Storage) -> Iterator[None]:
                 f"{storage.name}: this process stood still, and another wrote there meanwhile: "
                 f"run `ltx-shards doctor {storage.name}`"
             )
+
+
+@contextmanager
+def rewriting(storage: Storage, seen: Entry | None) -> Iterator[None]:
+    """`writing`, for a manifest that follows from one read before: ``seen`` is its file as it was then.
+
+    Raises InputError where another command wrote one since.
+    """
+    with writing(storage):
+        if storage.stat(MANIFEST_NAME) != seen:
+            raise InputError(
+                f"{storage.name}/{MANIFEST_NAME} was written by another command meanwhile: run this one again"
+            )
+        yield
 
 
 @contextmanager

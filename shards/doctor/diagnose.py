@@ -50,6 +50,7 @@ def diagnose(
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads}: the number of shards read at once is at least 1")
     storage, findings, changes = open_storage(root), Findings(), Changes()
+    seen = storage.stat(MANIFEST_NAME)
     info, sizes = read_info(root), find_shards(storage)
     if not sizes:
         raise InputError(f"{root}/{SHARDS} holds no shard: there is nothing to look at")
@@ -81,6 +82,7 @@ def diagnose(
         info,
         findings,
         manifest,
+        seen,
         select(samples.table, drop < 0),
         changes,
         len(sizes),

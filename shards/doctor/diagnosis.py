@@ -15,6 +15,7 @@ from shards.doctor.changes import Changes
 from shards.doctor.finding import KINDS, UNMENDABLE, Example, Finding, Findings
 from shards.efficiency import Efficiency, render_outlook
 from shards.storage import Root
+from shards.storage.entry import Entry
 
 _COLORS = {"error": "red", "warning": "yellow"}
 
@@ -31,6 +32,7 @@ class Diagnosis:
     info: DatasetInfo
     findings: Findings
     manifest: Manifest | None
+    seen: Entry | None  # the file of the manifest, before anything was read
     mended: Manifest
     changes: Changes
     shards: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shards.dataset.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, write_manifest
+from shards.dataset.output import rewriting
 from shards.doctor.diagnosis import Diagnosis, rewritten
 from shards.errors import InputError
 from shards.storage import Storage, open_storage
@@ -30,14 +31,15 @@ def repair(diagnosis: Diagnosis) -> list[str]:
             f"{root}: no sample would be left; {MANIFEST_NAME} stays as it is{rewritten(diagnosis)}"
         )
     storage = open_storage(root)
-    if diagnosis.changes.left_out:
-        write_left_out(storage, [*read_left_out(storage), *diagnosis.changes.left_out])
-        lines.append(f"listed {len(diagnosis.changes.left_out)} samples in {LEFT_OUT_NAME}")
-    if storage.stat(MANIFEST_NAME):
-        name = _free(storage)
-        storage.write(name, storage.read(MANIFEST_NAME))
-        lines.append(f"kept the manifest as it was in {name}")
-    write_manifest(root, diagnosis.mended)
+    with rewriting(storage, diagnosis.seen):
+        if diagnosis.changes.left_out:
+            write_left_out(storage, [*read_left_out(storage), *diagnosis.changes.left_out])
+            lines.append(f"listed {len(diagnosis.changes.left_out)} samples in {LEFT_OUT_NAME}")
+        if storage.stat(MANIFEST_NAME):
+            name = _free(storage)
+            storage.write(name, storage.read(MANIFEST_NAME))
+            lines.append(f"kept the manifest as it was in {name}")
+        write_manifest(root, diagnosis.mended)
     before = 0 if diagnosis.manifest is None else len(diagnosis.manifest)
     lines.append(f"wrote {MANIFEST_NAME}: {len(diagnosis.mended)} samples, {before} before")
     return lines

@@ -68,7 +68,8 @@ class Folder:
                 error.filename = str(target)
             raise
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what was wrong with the file itself matters more
+                temporary.unlink()
         return True
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -138,7 +139,8 @@ def _write_new(path: Path, data: bytes) -> None:
     except FileExistsError:
         raise
     except OSError:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         raise
 
 

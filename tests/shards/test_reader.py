@@ -14,10 +14,11 @@ from safetensors.torch import load
 
 from shards.buffers import BufferPool
 from shards.dataset.opened import Dataset
-from shards.errors import ShardError
+from shards.errors import DamagedSample, ShardError
 from shards.formats.header import reference_names
 from shards.formats.sample import Sample
 from shards.reader import Reader
+from shards.storage.cache import Cache
 from tests.support.datasets import write_dataset
 
 
@@ -164,8 +165,33 @@ def test_a_shard_cut_short_is_named_with_what_is_left(tmp_path: Path, verify: bo
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 4)
     row_path(dataset, 0).unlink()
-    with Reader(dataset) as reader, pytest.raises(ShardError, match=r"shards/000000.tar.*No such file"):
+    with Reader(dataset) as reader, pytest.raises(ShardError) as error:
         reader.read([0])
+    root = dataset.root
+    assert str(error.value) == (
+        f"{root}/shards/000000.tar: sample 'clips/sample_00000': reading the file: expected success, "
+        f"found No such file or directory; run `ltx-shards doctor {root}`"
+    )
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_a_tensor_that_torch_refuses_is_damage(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("shape is invalid")
+
+    monkeypatch.setattr("shards.reader.views", refused)
+    with Reader(dataset) as reader, pytest.raises(DamagedSample, match="shape is invalid"):
+        reader.read([0])
+
+
+def test_a_reader_may_be_closed_twice(dataset: Dataset, tmp_path: Path) -> None:
+    reader = Reader(dataset, cache=Cache(tmp_path, 1 << 20))
+    reader.read([0])
+    reader.close()
+    with open(tmp_path / "a", "wb") as first, open(tmp_path / "b", "wb") as second:
+        reader.close()
+        first.write(b"x")
+        second.write(b"x")
 
 
 @pytest.mark.parametrize("position", [0, 9, 25])

@@ -13,10 +13,16 @@ from pathlib import Path
 import pytest
 
 from shards.dataset.convert import convert
+from shards.dataset.index import index
 from shards.dataset.manifest import MANIFEST_NAME
+from shards.dataset.merge import merge
+from shards.dataset.opened import open_dataset
 from shards.dataset.output import UNFINISHED_NAME, move, new_dataset, workspace, writing
+from shards.doctor.diagnose import diagnose
+from shards.doctor.repair import repair
 from shards.errors import InputError
 from shards.storage import open_storage
+from tests.support.damage import flip
 from tests.support.datasets import write_dataset
 from tests.support.runs import ROOT
 
@@ -108,6 +114,31 @@ def test_a_dataset_whose_last_step_was_not_noted_is_complete(tmp_path: Path) -> 
     with pytest.raises(InputError, match="already holds a dataset: give another folder"):
         convert(tmp_path / "tars", tmp_path / "mds", "mds")
     assert (tmp_path / "mds" / MANIFEST_NAME).exists()
+
+
+@pytest.mark.parametrize("command", ["index", "repair"])
+def test_a_manifest_made_of_an_older_one_is_not_written(command: str, tmp_path: Path) -> None:
+    root, other = tmp_path / "data", tmp_path / "other"
+    write_dataset(root, 6)
+    write_dataset(other, 3, keys=["x", "y", "z"], info=open_dataset(root).info, seed=1)
+
+    def meanwhile(*_: object) -> None:
+        merge([other], root)
+
+    if command == "index":
+        with pytest.raises(
+            InputError, match=r"manifest.parquet was written by another command meanwhile: run this"
+        ):
+            index(root, on_shard=meanwhile)
+    else:
+        flip(root, 2)
+        diagnosis = diagnose(root)
+        meanwhile()
+        with pytest.raises(
+            InputError, match=r"manifest.parquet was written by another command meanwhile: run this"
+        ):
+            repair(diagnosis)
+    assert len(open_dataset(root).manifest) == 9
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_place(
