@@ -299,7 +299,9 @@ def test_damaged_bytes_are_named(bench: Bench, damage: Callable[[Path, int], str
     ended = bench.run(blocks={"data": {"preprocessed_data_root": str(root), "max_damaged_samples": 0}})
     assert_refused(ended)
     told = [line for line in ended.stderr[0].splitlines() if line.startswith("damaged")]
-    assert told == [f"damaged, rank 0: {shard}: sample {key!r}: {wrong}"]
+    assert told == [
+        f"damaged, rank 0: {root}/{shard}: sample {key!r}: {wrong}; run `ltx-shards doctor {root}`"
+    ]
     step = re.search(r"with step (\d+) ", ended.errors[0])
     assert step
     assert ended.errors == [
