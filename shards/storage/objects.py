@@ -44,7 +44,7 @@ _PARTS_AT_ONCE = 8
 # In the text, because a listing has no error of its own for them. Where no credentials are set, the last one, the
 # metadata service that machines of a cloud have, is asked for some.
 _DENIED = ("status code: 401", "status code: 403", "169.254.169.254", "metadata.google.internal")
-_PAST_END = "status code: 416"
+_PAST_END = ("status code: 416", "Wanted range starting at")
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; AWS_SKIP_SIGNATURE=true if public",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -172,7 +172,8 @@ class ObjectStorage:
                 data = obstore.get_range(self._store, path, start=offset, length=len(view))
             except GenericError as error:
                 # Servers refuse a range that begins at or after the end, and some others.
-                if _PAST_END in str(error) and obstore.head(self._store, path)["size"] <= offset:
+                beyond = any(mark in str(error) for mark in _PAST_END)
+                if beyond and obstore.head(self._store, path)["size"] <= offset:
                     return 0
                 raise
         # Unlike an assignment to the view, numpy's copy of a large array lets other threads run.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import email.utils
+import hashlib
+import hmac
 import http.client
 import logging
 import os
@@ -23,6 +27,8 @@ from typing import Literal, NamedTuple
 from tests.support.runs import ROOT, free_port
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+AZURITE = shutil.which("azurite-blob")
+NO_AZURITE = "azurite is not installed: npm install -g azurite"
 NO_NGINX = "nginx is not installed: apt-get install nginx-light"
 _WAIT_S = 30.0
 
@@ -56,6 +62,40 @@ def make_bucket(endpoint: str, name: str) -> str:
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
     with urllib.request.urlopen(request, timeout=_WAIT_S):
         return f"s3://{name}"
+
+
+@contextmanager
+def azurite() -> Iterator[dict[str, str]]:
+    """Azure's blob server with an empty container `box`; yields the variables that lead a client there."""
+    if AZURITE is None:
+        raise FileNotFoundError(NO_AZURITE)
+    port, account, key = free_port(), "somebody", base64.b64encode(b"secret").decode()
+    command = [AZURITE, "--blobPort", str(port), "--inMemoryPersistence", "--silent", "--skipApiVersionCheck"]
+    environment = {**os.environ, "AZURITE_ACCOUNTS": f"{account}:{key}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            _wait_for(port)
+            endpoint = f"http://127.0.0.1:{port}/{account}"
+            date = email.utils.formatdate(usegmt=True)
+            resource = f"/{account}/{account}/box\nrestype:container"
+            text = "PUT" + 12 * "\n" + f"x-ms-date:{date}\nx-ms-version:2021-08-06\n{resource}"
+            digest = hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()
+            headers = {
+                "x-ms-date": date,
+                "x-ms-version": "2021-08-06",
+                "Authorization": f"SharedKey {account}:{base64.b64encode(digest).decode()}",
+                "Content-Length": "0",
+            }
+            asked = urllib.request.Request(f"{endpoint}/box?restype=container", method="PUT", headers=headers)
+            with urllib.request.urlopen(asked, timeout=_WAIT_S):
+                yield {
+                    "AZURE_STORAGE_ACCOUNT_NAME": account,
+                    "AZURE_STORAGE_ACCOUNT_KEY": key,
+                    "AZURE_STORAGE_ENDPOINT": endpoint,
+                    "AZURE_ALLOW_HTTP": "true",
+                }
+        finally:
+            process.terminate()
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import errno
 import os
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,13 +13,27 @@ import pytest
 
 from shards.errors import InputError
 from shards.storage import Folder, Storage, open_storage
+from tests.support.servers import AZURITE, NO_AZURITE, Fault, azurite, proxy
 
 
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+@pytest.fixture(scope="module")
+def azure() -> Iterator[dict[str, str]]:
+    """The variables that lead to an Azure server with the container `box`."""
+    if AZURITE is None:
+        pytest.skip(NO_AZURITE)
+    with azurite() as environment:
+        yield environment
+
+
+@pytest.fixture(params=["folder", "s3", "azure"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A storage of each kind, with nothing in it."""
     if request.param == "folder":
         return open_storage(tmp_path / "root")
+    if request.param == "azure":
+        for name, value in request.getfixturevalue("azure").items():
+            monkeypatch.setenv(name, value)
+        return open_storage(f"az://box/{uuid.uuid4().hex}/some/prefix")
     return open_storage(f"{request.getfixturevalue('bucket')}/some/prefix")
 
 
@@ -274,6 +290,29 @@ def test_a_sweep_takes_what_nobody_writes_to(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [".new.tmp", "a"]
     storage.sweep("shards")
     assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_google_is_asked_where_its_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    # No server that can be installed speaks Google's XML: what is asked is looked at, and refused.
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    with proxy(s3) as front:
+        monkeypatch.setenv("GOOGLE_BASE_URL", front.url)
+        front.faults.append(Fault("status", code=403))
+        with pytest.raises(
+            InputError, match=r"^gs://box/set/file: access denied .*GOOGLE_APPLICATION_CREDENTIALS"
+        ):
+            open_storage("gs://box/set").fill("file", 2, memoryview(bytearray(3)))
+        assert [(asked.method, asked.path, asked.range) for asked in front.requests] == [
+            ("GET", "/box/set%2Ffile", "bytes=2-4")
+        ]
+    key = tmp_path / "key.json"
+    key.write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    with pytest.raises(InputError, match=r"gs://box/set: not a usable address: .*service account"):
+        open_storage("gs://box/set")
 
 
 def test_a_path_is_a_folder(tmp_path: Path) -> None:
