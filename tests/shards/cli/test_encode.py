@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def test_every_option_is_passed_on(
         retry_failed=True,
     )
     assert (named["worker"], named["rows"]) == (Worker(), ("row",))
+
+
+def test_a_worker_can_be_told_which_one_it_is_and_the_help_says_how(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "encode", "--help") == 0
+    assert re.search(r"--worker\b", capsys.readouterr().out)
+    assert run(monkeypatch, "encode", "t.csv", *NEEDED, "--worker", "2", "--workers", "4") == 0
+    assert calls[0][1]["worker"] == Worker(2, 4, 2)
 
 
 def test_unset_options_are_those_of_encode(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,6 +306,20 @@ def test_a_job_is_not_continued_with_what_would_give_other_bytes(clips: Path, ch
         )
 
 
+def test_results_of_several_kinds_of_hardware_are_told_and_another_kind_of_device_is_refused(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    kinds = iter(["NVIDIA A", "NVIDIA B"])
+    monkeypatch.setattr(units, "hardware", lambda device: next(kinds))
+    report, _ = run(clips, table, rows_per_shard=1)
+    assert report.hardware == ["NVIDIA A", "NVIDIA B"]
+    described = clips / "out/.encode/job.json"
+    described.write_text(described.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(InputError, match='device was "cuda" when this work began and is "cpu" now'):
+        encode(table, tiny_model(), clips / "out", BUCKETS, options=replace(OPTIONS, rows_per_shard=1))
+
+
 def test_the_same_model_in_another_place_is_the_same(clips: Path) -> None:
     table = write_table(clips, ("x", "a.mp4"))
     run(clips, table)
