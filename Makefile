@@ -36,12 +36,17 @@ test: lint system
 bench: install system
 	for bench in plan reader memory range manifest encode step host; do $(BIN)/python -m tests.bench.bench_$$bench || exit 1; done
 
-# Debian packages of some tests: installed where this is root with apt; without them those tests are skipped, and say so.
+# What some tests need beside Python: Debian's packages where this is root with apt, and an Azure storage server where
+# there is npm. Tests whose server is absent are skipped, and say so.
+AZURITE := $(VENV)/azurite
 system:
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null && command -v slurmctld >/dev/null && command -v munged >/dev/null \
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
 	  || echo "note: some tests will be skipped; as root: apt-get install --no-install-recommends $(DEBIAN)"
+	@test -x $(AZURITE)/node_modules/.bin/azurite-blob \
+	  || { command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix $(AZURITE) azurite@3 >/dev/null; } \
+	  || echo "note: the tests of az:// will be skipped; they need npm"
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

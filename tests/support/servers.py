@@ -27,8 +27,10 @@ from typing import Literal, NamedTuple
 from tests.support.runs import ROOT, free_port
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-AZURITE = shutil.which("azurite-blob")
-NO_AZURITE = "azurite is not installed: npm install -g azurite"
+AZURITE = shutil.which(
+    "azurite-blob", path=f"{ROOT}/.venv/azurite/node_modules/.bin:{os.environ.get('PATH', '')}"
+)
+NO_AZURITE = "azurite is not installed: `make system` does that where there is npm"
 NO_NGINX = "nginx is not installed: apt-get install nginx-light"
 _WAIT_S = 30.0
 
