@@ -94,6 +94,7 @@ def caption(
     After a crash run the same command again, with any number of workers: captions that are made are kept,
     in a hidden folder beside the table. Clips that failed are tried again.
     """
+    from shards.prepare.caption.endpoint import base_url, check_requests
     from shards.prepare.caption.listing import list_media
     from shards.prepare.caption.options import CaptionOptions
     from shards.prepare.work.workers import this_worker
@@ -110,12 +111,17 @@ def caption(
         clean=clean_caption,
         use_8bit=use_8bit,
     )
-    if endpoint_video and endpoint is None:
-        raise InputError("--endpoint-video needs --endpoint: the URL of the server")
+    check_requests(concurrency, retries, request_timeout)
+    if endpoint is not None:
+        base_url(endpoint)
+        if device != "auto":
+            raise InputError(
+                f"--device {device} is for a model that is loaded here, not for one of --endpoint"
+            )
     server = partial(_open_server, options, endpoint or "", concurrency, retries, request_timeout)
 
     def opener(worker: Worker) -> Captioner:
-        return server() if endpoint else _open_local(options, device, worker)
+        return server() if endpoint is not None else _open_local(options, device, worker)
 
     listing = partial(list_media, source, out, caption_column, media_column, extensions.split(","), recursive)
     me = this_worker(os.environ, worker, workers)

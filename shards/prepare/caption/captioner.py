@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 DEFAULT_INSTRUCTION = "Shortly describe the content of this video in two sentences."
+_HUB_S = 10.0  # for the hub to answer
 MANY_PICTURES = "The pictures are frames of one video, in order."
 
 T = TypeVar("T")
@@ -70,14 +70,16 @@ class LocalCaptioner:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        check_model(model)
         self.name = model
         self.label = f"--model {model}"
         self._device = device
         self._instruction = instruction
         self._max_new_tokens = max_new_tokens
-        self._processor = _usable(model, "processor", lambda: load_processor(model))
+        source = _at_hand(model)
+        self._processor = _usable(model, "processor", lambda: load_processor(source))
         self.sees = "video" if takes_video(self._processor) else "pictures"
-        self._model = _usable(model, "model", lambda: _load_model(model, device, use_8bit))
+        self._model = _usable(model, "model", lambda: _load_model(source, device, use_8bit))
 
     def caption(self, clip: Frames) -> str:
         """The model's answer on a clip."""
@@ -152,6 +154,35 @@ def chat_content(clip: Frames, instruction: str, sees: str) -> tuple[list[dict[s
     return [*pictures, text], {}
 
 
+def check_model(model: str) -> None:
+    """Raise InputError for a name that can only be a folder's, where there is none."""
+    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if is_path and not Path(model).is_dir():
+        raise InputError(f"--model {model}: no such folder. Give the folder of a model, or a hub id.")
+
+
+def _at_hand(model: str) -> str:
+    """The model, or its folder in the hub's local cache where the hub does not answer. Raises InputError.
+
+    One short question, since transformers asks again and again for each file of a model.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if Path(model).is_dir():
+        return model
+    try:
+        HfApi().model_info(model, timeout=_HUB_S)
+    except Exception as error:  # of the hub's library, and of the one under it
+        config = try_to_load_from_cache(model, "config.json")
+        if isinstance(config, str):
+            return str(Path(config).parent)
+        raise InputError(
+            f"--model {model}: it is not in the local cache and cannot be downloaded ({_first_line(error)}): give a "
+            "folder by --model, or a server by --endpoint"
+        ) from error
+    return model
+
+
 def _load_model(model: str, device: torch.device, use_8bit: bool) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -168,8 +199,6 @@ def _load_model(model: str, device: torch.device, use_8bit: bool) -> PreTrainedM
 
 def _usable(model: str, what: str, load: Callable[[], T]) -> T:
     """What `load` gives. Raises InputError naming the model for whatever else."""
-    if os.sep in model and model.startswith((".", os.sep)) and not Path(model).is_dir():
-        raise InputError(f"--model {model}: no such folder. Give the folder of a model, or a hub id.")
     try:
         return load()
     except InputError:

@@ -49,15 +49,11 @@ class EndpointCaptioner:
     ) -> None:
         import openai
 
-        for name, value, least in (("concurrency", at_once, 1), ("retries", retries, 0)):
-            if value < least:
-                raise InputError(f"--{name} {value} must be at least {least}")
-        if timeout_s <= 0:
-            raise InputError(f"--request-timeout {timeout_s:g}: give seconds, above 0")
+        check_requests(at_once, retries, timeout_s)
         self.at_once = at_once
         self.most_gone = max(_LEAST_GONE, 2 * at_once)
         self.sees = "video" if video else "pictures"
-        self._url = _base(url)
+        self._url = base_url(url)
         self._instruction = instruction
         self._max_new_tokens = max_new_tokens
         self._client = openai.OpenAI(
@@ -139,8 +135,17 @@ class EndpointCaptioner:
         return model
 
 
-def _base(url: str) -> str:
-    """The URL under which the protocol's paths lie; `/v1` where none is given."""
+def check_requests(at_once: int, retries: int, timeout_s: float) -> None:
+    """Raise InputError naming the first setting of requests that makes no sense."""
+    for name, value, least in (("concurrency", at_once, 1), ("retries", retries, 0)):
+        if value < least:
+            raise InputError(f"--{name} {value} must be at least {least}")
+    if not timeout_s > 0:
+        raise InputError(f"--request-timeout {timeout_s:g}: give seconds, above 0")
+
+
+def base_url(url: str) -> str:
+    """The URL under which the protocol's paths lie; `/v1` where none is given. Raises InputError for none."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InputError(f"--endpoint {url}: give the URL of a server, as in http://host:8000/v1.")

@@ -39,7 +39,7 @@ class Listing:
     def uncaptioned(self, overwrite: bool) -> list[str]:
         """Media without a caption, each once, in the order of rows; all of them where captions are redone."""
         return list(
-            dict.fromkeys(row[self.media] for row in self.rows if overwrite or not self._has_caption(row))
+            dict.fromkeys(row[self.media] for row in self.rows if overwrite or not self.has_caption(row))
         )
 
     def captioned(self, captions: Mapping[str, str], overwrite: bool) -> list[Row]:
@@ -47,7 +47,7 @@ class Listing:
         rows = []
         for row in self.rows:
             text = captions.get(row[self.media])
-            if text is not None and (overwrite or not self._has_caption(row)):
+            if text is not None and (overwrite or not self.has_caption(row)):
                 # The caption goes first in rows that have no place for it yet.
                 row = {**({} if self.caption in row else {self.caption: text}), **row, self.caption: text}
             elif row[self.media] in self.new:
@@ -55,7 +55,8 @@ class Listing:
             rows.append(row)
         return rows
 
-    def _has_caption(self, row: Row) -> bool:
+    def has_caption(self, row: Row) -> bool:
+        """Whether a row has one that is not blank."""
         text = row.get(self.caption)
         return isinstance(text, str) and bool(text.strip())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shards.errors import InputError
-from shards.prepare.caption.captioner import DEFAULT_INSTRUCTION
+from shards.prepare.caption.captioner import DEFAULT_INSTRUCTION, check_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ def check(options: CaptionOptions) -> None:
         raise InputError(f"--fps {options.fps:g}: give frames per second, above 0")
     if not options.instruction.strip():
         raise InputError("--instruction is empty: say what the model shall write")
+    if options.at_server and options.use_8bit:
+        raise InputError("--use-8bit is for a model that is loaded here, not for one of --endpoint")
+    if options.video_to_server and not options.at_server:
+        raise InputError("--endpoint-video needs --endpoint: the URL of the server")
+    if options.model is not None and not options.at_server:
+        check_model(options.model)
     for name, least in (("max_frames", 1), ("frame_pixels", 28 * 28), ("max_new_tokens", 1)):
         value = getattr(options, name)
         if value < least:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.prepare.caption.asking import ask
+from shards.prepare.caption.asking import ask, find_killers
 from shards.prepare.caption.captioner import Captioner
 from shards.prepare.caption.doubt import Doubt
 from shards.prepare.caption.listing import Listing
@@ -30,7 +30,7 @@ _UNIT, _UNIT_OF_MANY = 16, 256
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """What a pass did, by the work of all workers. `kept` rows had a caption before.
+    """What a pass did, by the work of all workers: rows it gave a caption, and those whose own was `kept`.
 
     `clips_per_s` leaves out the time that the model took to load. `model` and `sees` are None where nothing
     was left to do.
@@ -68,13 +68,12 @@ def caption(
     check(options)
     began = time.perf_counter()
     work = _Pass(listing, options, open_captioner, overwrite, worker)
-    before = len(work.listing.rows) - sum(1 for _ in work.rows_without())
     work.run()
     if worker.index == 0:
         work.write_table()
-    captioned = len(work.listing.rows) - sum(1 for _ in work.rows_without()) - before
+    captioned, kept = work.count_rows()
     failures = work.failures()
-    if failures and not captioned and not before:
+    if failures and not captioned and not kept:
         raise InputError(
             f"{work.listing.out}: none of {len(failures)} clips got a caption; the first, {failures[0].source}: "
             f"{failures[0].reason}"
@@ -84,7 +83,7 @@ def caption(
     return CaptionReport(
         out=work.listing.out,
         captioned=captioned,
-        kept=before,
+        kept=kept,
         failures=failures,
         seconds=seconds,
         clips_per_s=work.tried / work.busy_s if work.busy_s else 0.0,
@@ -131,10 +130,15 @@ class _Pass:
             tried.update(clips if self._rounds.ours else ())
             self._rounds.take_finished()
 
-    def rows_without(self) -> Iterator[dict[str, Any]]:
-        """Rows of the listing that neither had a caption nor got one."""
-        wanted = set(self.listing.uncaptioned(self._overwrite)) - self._rounds.captions.keys()
-        return (row for row in self.listing.rows if row[self.listing.media] in wanted)
+    def count_rows(self) -> tuple[int, int]:
+        """Rows of the listing that get a caption, and those that keep the one they had when this began."""
+        listing, captions = self.listing, self._rounds.captions
+        had = [listing.has_caption(row) for row in listing.rows]
+        got = [
+            row[listing.media] in captions and (self._overwrite or not has)
+            for row, has in zip(listing.rows, had, strict=True)
+        ]
+        return sum(got), sum(has and not new for has, new in zip(had, got, strict=True))
 
     def failures(self) -> tuple[Failure, ...]:
         """What is wanted and has no caption, with the last reason."""
@@ -177,7 +181,8 @@ class _Pass:
         }
         path = self._rounds.path
         job = Job(self._storage, path, -(-len(clips) // size), identity)
-        answers = partial(ask, captioner, folder=self.listing.out.parent, options=self._options)
+        folder = self.listing.out.parent
+        answers = partial(ask, captioner, folder=folder, options=self._options)
         doubt = Doubt(captioner)
         began = time.perf_counter()
         with progress_bar(quiet=self._worker.index > 0) as progress:
@@ -190,12 +195,12 @@ class _Pass:
                 before = count if before is None else before
                 progress.update(bar, completed=count)
 
-            def do(unit: int) -> dict[str, Any]:
+            def do(unit: int, careful: bool = False) -> dict[str, Any]:
                 chosen = clips[unit * size : (unit + 1) * size]
                 kept = f"{path}/answered/{unit:06d}.json"
-                return caption_unit(
-                    answers, chosen, doubt, self._storage, kept, lambda: progress.advance(bar)
-                )
+                killers = find_killers(chosen, folder, self._options) if careful else {}
+                found = partial(answers, killers=killers)
+                return caption_unit(found, chosen, doubt, self._storage, kept, partial(progress.advance, bar))
 
             job.run(
                 self._worker,
@@ -203,6 +208,7 @@ class _Pass:
                 self._finish,
                 on_units,
                 lambda unit: f"{clips[unit * size]} and those after it",
+                careful=partial(do, careful=True),
             )
         self.tried += len(clips) - (before or 0)
         self.busy_s += time.perf_counter() - began

@@ -156,6 +156,29 @@ def test_what_is_not_a_chat_model_is_refused(tmp_path: Path) -> None:
         LocalCaptioner(str(tiny_model()), device=CPU)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """With a model in the cache that is used, without one is a line at once."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    if cached:
+        repository = cache / "models--owner--sees"
+        shutil.copytree(tiny_vlm("llava"), repository / "snapshots" / "abc")
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("abc")
+        model = LocalCaptioner("owner/sees", device=CPU, max_new_tokens=5)
+        assert (model.name, bool(model.caption(clip(0)))) == ("owner/sees", True)
+        return
+    with pytest.raises(
+        InputError,
+        match=r"^--model owner/sees: it is not in the local cache and cannot be downloaded \(.+\): give a folder by "
+        r"--model, or a server by --endpoint$",
+    ):
+        LocalCaptioner("owner/sees", device=CPU)
+
+
 @pytest.mark.skipif(bool(importlib.util.find_spec("bitsandbytes")), reason="bitsandbytes is here")
 def test_8_bits_say_what_they_need() -> None:
     with pytest.raises(InputError) as error:

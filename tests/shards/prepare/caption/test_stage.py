@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shards.cli import main
 from shards.errors import InputError
 from shards.prepare.caption import asking, rounds
 from shards.prepare.caption.captioner import CaptionError, LocalCaptioner
@@ -145,8 +146,9 @@ def test_the_same_call_again_has_nothing_to_do(tmp_path: Path, server: ChatServe
     again = by_server(server, tmp_path)
     assert (again.captioned, again.kept, again.model) == (0, 2, None)
     table.unlink()
-    assert by_server(server, tmp_path).captioned == 0, "a lost table is written again from what was kept"
-    assert table.read_bytes() == before
+    again = by_server(server, tmp_path)
+    assert table.read_bytes() == before, "a lost table is written again from what is known"
+    assert (again.captioned, again.kept, again.model) == (2, 0, None)
     assert len(server.chats) == asked
     write_ramp(tmp_path / "clip9.mp4", colour=4, frames=8)
     assert by_server(server, tmp_path).captioned == 1
@@ -173,7 +175,8 @@ def test_a_pass_that_overwrites_goes_on_where_it_ended(tmp_path: Path, server: C
     with pytest.raises(InputError, match="gone"):
         by_server(server, tmp_path, overwrite=True, at_once=1, patience=1)
     server.faults = []
-    assert by_server(server, tmp_path, overwrite=True).captioned == 5
+    report = by_server(server, tmp_path, overwrite=True)
+    assert (report.captioned, report.kept) == (5, 0), "what the killed pass did is not in the table yet"
     assert sorted(chat["colour"] for chat in server.chats) == [0, 1, 2, 3, 4]
 
 
@@ -442,11 +445,11 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "shards", "caption", *map(str, arguments)]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -479,6 +482,37 @@ def test_a_worker_killed_at_its_work_is_made_good_by_two_others(tmp_path: Path) 
     assert shown[1][0] == "raw/020.png"
 
 
+# Stands for a decoder with a fault: the interpreter imports it at its start.
+FAULTY = """
+import ctypes, av
+
+opened = av.open
+
+def open(file, *arguments, **named):
+    if "deadly" in str(file):
+        ctypes.string_at(0)
+    return opened(file, *arguments, **named)
+
+av.open = open
+"""
+
+
+def test_a_clip_that_kills_its_process_is_a_failure_and_the_others_get_captions(
+    tmp_path: Path, server: ChatServer
+) -> None:
+    media = films(tmp_path / "raw", 1, 2)
+    write_ramp(media / "clip0b_deadly.mp4", frames=8)
+    (tmp_path / "sitecustomize.py").write_text(FAULTY)
+    table = tmp_path / "t.jsonl"
+    arguments = [media, "--out", table, "--endpoint", server.url]
+    done = [run(*arguments, PYTHONPATH=f"{ROOT}:{tmp_path}") for _ in range(2)]
+    assert [each.returncode for each in done] == [-signal.SIGSEGV, 0], done[1].stderr
+    assert [row["caption"] for row in read_rows(table)] == [answer(1), answer(2)]
+    assert read_rows(tmp_path / "t.failures.jsonl") == [
+        {"source": "raw/clip0b_deadly.mp4", "reason": "the process died while reading it: SIGSEGV"}
+    ]
+
+
 def test_two_ranks_of_a_launcher_do_as_one_worker(tmp_path: Path) -> None:
     media = pictures(tmp_path / "raw", 40)
     (media / "020.png").write_bytes(b"no picture")
@@ -508,8 +542,43 @@ def test_the_command_asks_a_server(tmp_path: Path, server: ChatServer) -> None:
     assert done.returncode == 0, done.stderr
     assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == [answer(1, 8), answer(2, 8)]
     assert {chat["messages"][0]["content"][0]["type"] for chat in server.chats} == {"video_url"}
-    failed = run(tmp_path, "--endpoint-video")
-    assert (failed.returncode, failed.stderr) == (
-        2,
-        "error: --endpoint-video needs --endpoint: the URL of the server\n",
-    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--endpoint-video"], "--endpoint-video needs --endpoint: the URL of the server"),
+        (["--concurrency", 0], "--concurrency 0 must be at least 1"),
+        (
+            ["--endpoint", "host:80"],
+            "--endpoint host:80: give the URL of a server, as in http://host:8000/v1.",
+        ),
+        (
+            ["--endpoint", "http://h", "--use-8bit"],
+            "--use-8bit is for a model that is loaded here, not for one of --endpoint",
+        ),
+        (
+            ["--endpoint", "http://h", "--device", "cpu"],
+            "--device cpu is for a model that is loaded here, not for one of --endpoint",
+        ),
+        (
+            ["--model", "/nowhere"],
+            "--model /nowhere: no such folder. Give the folder of a model, or a hub id.",
+        ),
+        (["--fps", 0], "--fps 0: give frames per second, above 0"),
+    ],
+)
+def test_the_command_checks_its_flags_where_nothing_is_left_to_do(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[object],
+    message: str,
+) -> None:
+    films(tmp_path, 1)
+    write_rows(tmp_path / "t.jsonl", [{"media_path": "clip0.mp4", "caption": "mine"}])
+    monkeypatch.setattr(sys, "argv", ["ltx-shards", "caption", str(tmp_path / "t.jsonl"), *map(str, flags)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
