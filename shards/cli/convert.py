@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from shards.cli.dataset import advice_on_damage
+from shards.cli.dataset import advice_on_damage, listed
+from shards.counted import counted
 
 
 def convert(
@@ -27,12 +28,10 @@ def convert(
         report = convert_dataset(
             root, out, to, on_sample=lambda total: progress.update(task, total=total, advance=1)
         )
+    done = "is complete, nothing was left to do: " if report.was_complete else ""
     typer.echo(
-        f"{out}: {report.samples} samples in {report.shards} shards, {report.nbytes / 1e6:.1f} MB, "
-        f"fingerprint {report.fingerprint}"
+        f"{out}: {done}{counted(report.samples, 'sample')} in {counted(report.shards, 'shard')}, "
+        f"{report.nbytes / 1e6:.1f} MB, fingerprint {report.fingerprint}"
     )
     if report.left_behind:
-        others = ", ".join(
-            f"{count} {name or 'without an extension'}" for name, count in report.left_behind.items()
-        )
-        typer.echo(f"left behind, as only json and safetensors are taken: {others}")
+        typer.echo(f"left behind, as only json and safetensors are taken: {listed(report.left_behind)}")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shards.cli.printing import print_summary
+from shards.counted import counted
 from shards.errors import InputError, ShardError
 from shards.geometry import Scale
+
+if TYPE_CHECKING:
+    from shards.dataset.info import DatasetInfo
+    from shards.dataset.manifest import Manifest
 
 DatasetRoot = Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of the dataset.")]
 
@@ -24,8 +30,14 @@ def advice_on_damage(root: str) -> Iterator[None]:
         yield
     except ShardError as error:
         raise InputError(
-            f"{error}; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
+            f"{error}; put a whole copy of the shard in its place, or `ltx-shards doctor {root} --repair` writes a "
+            "manifest of the samples that are whole, which needs no index after it"
         ) from error
+
+
+def listed(others: Mapping[str, int]) -> str:
+    """What shards hold beside samples, as ``Members.others`` counts it."""
+    return ", ".join(f"{count} {name or 'without an extension'}" for name, count in others.items())
 
 
 def index(
@@ -50,7 +62,6 @@ def index(
     """Build manifest.parquet from the shards alone, checking every sample on the way."""
 
     from shards.dataset.index import index as index_dataset
-    from shards.dataset.info import read_info
     from shards.prepare.work.progress import progress_bar
 
     if like and scale:
@@ -59,22 +70,25 @@ def index(
         raise InputError(f"--fps {fps}: it must be a positive number")
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads}: it must be at least 1")
+    others: Counter[str] = Counter()
     with progress_bar() as progress:
         task = progress.add_task("Scanning shards", total=None)
         with advice_on_damage(root):
             manifest = index_dataset(
                 root,
-                read_info(like) if like else None,
+                _description_of(like) if like else None,
                 scale=_scale(scale) if scale else None,
                 fps=fps,
                 append=append,
                 threads=threads,
+                others=others,
                 on_shard=lambda _, total: progress.update(task, total=total, advance=1),
             )
-    typer.echo(
-        f"{root}: {len(manifest)} samples in {len(manifest.shards)} shards, "
-        f"fingerprint {manifest.fingerprint}"
-    )
+    typer.echo(f"{root}: {_size(manifest)}, fingerprint {manifest.fingerprint}")
+    if others:
+        typer.echo(
+            f"passed over, as a sample is a json and a safetensors: {listed(dict(others.most_common()))}"
+        )
 
 
 def merge(
@@ -97,8 +111,10 @@ def merge(
             copy=copy,
             on_shard=lambda total: progress.update(task, total=total, advance=1),
         )
+    for root in report.there:
+        typer.echo(f"{root}: its samples are in {out} already")
     typer.echo(
-        f"{out}: {len(report.manifest)} samples in {len(report.manifest.shards)} shards, {report.added} of them new "
+        f"{out}: {_size(report.manifest)}, {report.added} of them new "
         f"({report.linked} as hard links), fingerprint {report.manifest.fingerprint}"
     )
 
@@ -116,9 +132,12 @@ def plan(
     root: DatasetRoot,
     ranks: Annotated[str, typer.Option(help="Numbers of GPUs to plan for, as 8,64,512.")],
     samples_per_step: Annotated[
-        int | None, typer.Option(help="Samples of an optimizer step, all GPUs.")
+        int | None,
+        typer.Option(help="Samples of an optimizer step, all GPUs; give this or --tokens-per-step."),
     ] = None,
-    tokens_per_step: Annotated[int | None, typer.Option(help="Or tokens of an optimizer step.")] = None,
+    tokens_per_step: Annotated[
+        int | None, typer.Option(help="Tokens of an optimizer step; give this or --samples-per-step.")
+    ] = None,
     mix: Annotated[str, typer.Option(help="random or similar.")] = "random",
     cap: Annotated[
         int, typer.Option("--cap", "--max-tokens-per-pack", help="Most tokens in one GPU's micro-batch.")
@@ -147,6 +166,21 @@ def plan(
     remark = advice(rows)
     if remark:
         typer.echo(remark)
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{counted(len(manifest), 'sample')} in {counted(len(manifest.shards), 'shard')}"
+
+
+def _description_of(like: str) -> DatasetInfo:
+    from shards.dataset.info import INFO_NAME, read_info
+    from shards.storage import open_storage
+
+    if open_storage(like).stat(INFO_NAME) is None:
+        raise InputError(
+            f"--like {like}: no {INFO_NAME} is there: give the folder of a dataset of the same model"
+        )
+    return read_info(like)
 
 
 def _ranks(text: str) -> list[int]:

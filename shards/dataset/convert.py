@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from shards.dataset.info import write_info
-from shards.dataset.manifest import Manifest, write_manifest
+from shards.dataset.info import INFO_NAME, write_info
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from shards.dataset.opened import Dataset, open_dataset
-from shards.dataset.output import move, new_dataset, workspace
+from shards.dataset.output import UNFINISHED_NAME, move, new_dataset, workspace
 from shards.errors import InputError, ShardError
 from shards.formats import SHARDS
 from shards.formats.mds import INDEX_NAME, scan_mds, streaming, write_mds
@@ -34,6 +34,7 @@ class ConvertReport:
     nbytes: int  # of the shards
     fingerprint: str
     left_behind: dict[str, int]
+    was_complete: bool = False  # before the call, which wrote nothing
 
 
 def convert(
@@ -44,15 +45,17 @@ def convert(
     The samples of the manifest are taken, each compared with its checksum, with their tensors and their JSON to
     the byte; what else lies in the shards of others stays behind and is counted. One shard becomes one shard, so
     that our own tars come back byte for byte from MDS. ``on_sample(total)`` is called after each sample. What an
-    interrupted call left in ``out`` is replaced. Raises InputError for a format that is not known or that the
-    dataset has already, when ``out`` is not empty, or when MDS is asked for without its library; ShardError for
-    damaged bytes.
+    interrupted call left in ``out`` is replaced, what a complete one wrote stays. Raises InputError for a
+    format that is not known or that the dataset has already, when ``out`` holds something else, or when MDS is asked
+    for without its library; ShardError for damaged bytes.
     """
     if to not in FORMATS:
         raise InputError(f"--to {to!r}: give {' or '.join(FORMATS)}")
     dataset = open_dataset(root)
     if all(format_of(name) == to for name in dataset.manifest.shards):
         raise InputError(f"{root}: its shards are {to} already")
+    if done := _written(dataset, out, to):
+        return _report(out, done, {}, was_complete=True)
     if to == "mds":
         streaming()  # that the library is missing is said before anything is written
     left_behind: Counter[str] = Counter()
@@ -64,10 +67,28 @@ def convert(
             raise ShardError(f"{out}/{SHARDS}", "", "fingerprint of what was written", expected, found)
         write_info(out, dataset.info)
         write_manifest(out, manifest)
-    nbytes = int(sum(entry.size for entry in storage.list(SHARDS)))
+    return _report(out, manifest, dict(left_behind.most_common()))
+
+
+def _report(
+    out: Root, manifest: Manifest, left_behind: dict[str, int], was_complete: bool = False
+) -> ConvertReport:
+    nbytes = int(sum(entry.size for entry in open_storage(out).list(SHARDS)))
     return ConvertReport(
-        len(manifest), len(manifest.shards), nbytes, manifest.fingerprint, dict(left_behind.most_common())
+        len(manifest), len(manifest.shards), nbytes, manifest.fingerprint, left_behind, was_complete
     )
+
+
+def _written(dataset: Dataset, out: Root, to: str) -> Manifest | None:
+    """The manifest of ``out`` where it is complete and has the samples of ``dataset`` in the format ``to``."""
+    storage = open_storage(out)
+    if not (storage.stat(INFO_NAME) and storage.stat(MANIFEST_NAME)):
+        return None
+    manifest = read_manifest(out)
+    if manifest.fingerprint != dataset.manifest.fingerprint or {*map(format_of, manifest.shards)} != {to}:
+        return None
+    storage.remove(UNFINISHED_NAME)  # of a call that was killed after its last step
+    return manifest
 
 
 def _shards(

@@ -7,10 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from shards.dataset.encoding import check_encoded
+from shards.dataset.manifest import MANIFEST_NAME
 from shards.errors import InputError
+from shards.formats.shard import find_shards
 from shards.formats.text import parse_json
 from shards.geometry import Scale
-from shards.storage import Root, open_storage
+from shards.storage import Root, Storage, is_url, open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -69,16 +72,16 @@ def write_info(root: Root, info: DatasetInfo) -> None:
 
 
 def read_info(root: Root) -> DatasetInfo:
-    """Read ``root/dataset.json``. Raises InputError when it is missing, unreadable or of a newer version."""
-    path = f"{root}/{INFO_NAME}"
+    """Read ``root/dataset.json``. Raises InputError when it is missing, unreadable or of a newer version.
+
+    Where it is missing because the encoding is unfinished, or because nothing is at the URL, that is said.
+    """
+    path, storage = f"{root}/{INFO_NAME}", open_storage(root)
     try:
-        text = open_storage(root).read(INFO_NAME)
+        text = storage.read(INFO_NAME)
     except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing: it holds the VAE's compression ratios, which the shards do not record. "
-            f"Copy it from a dataset encoded with the same model, or run "
-            f"`ltx-shards index {root} --like OTHER_DATASET`"
-        ) from None
+        check_encoded(storage)
+        raise InputError(f"{path} is missing: {_cure(storage)}") from None
     try:
         values = parse_json(text)
         version = int(values["version"])
@@ -106,3 +109,20 @@ def read_info(root: Root) -> DatasetInfo:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} lacks or garbles a field ({error!r}): restore it from a copy") from error
+
+
+def _cure(storage: Storage) -> str:
+    """What to do about a description that is not there."""
+    if is_url(storage.name) and not storage.stat(MANIFEST_NAME) and not _has_shards(storage):
+        return f"no dataset is there, as {MANIFEST_NAME} is missing too: check the URL"
+    return (
+        "it holds the VAE's compression ratios, which the shards do not record. Copy it from a dataset encoded with "
+        f"the same model, or run `ltx-shards index {storage.name} --like OTHER_DATASET`"
+    )
+
+
+def _has_shards(storage: Storage) -> bool:
+    try:
+        return bool(find_shards(storage))
+    except (InputError, FileNotFoundError):  # a web server, which lists nothing, or no such bucket
+        return False

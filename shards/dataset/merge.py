@@ -29,11 +29,15 @@ _HEAD = 64 << 10  # bytes that tell two shards of one size from each other
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What ``merge`` made; ``linked`` of the shards added take no space of their own."""
+    """What ``merge`` made; ``linked`` of the shards added take no space of their own.
+
+    ``there``: the sources whose samples the target had already, all of them and with these bytes.
+    """
 
     manifest: Manifest
     added: int
     linked: int
+    there: tuple[Root, ...] = ()
 
 
 class _Move(NamedTuple):
@@ -54,7 +58,8 @@ def merge(
 
     The shards of the n-th become ``out/shards/<n>-...``: hard links where both are folders of one file system
     and ``copy`` is false, else copies. The manifest is written last, so ``out`` gains all samples or none, and
-    the same call again completes one that was interrupted. ``on_shard(total)`` is called after each shard.
+    the same call again completes one that was interrupted. A dataset that ``out`` holds already is passed over.
+    ``on_shard(total)`` is called after each shard.
 
     Raises InputError when the datasets come from different models, naming both fingerprints, when a key is in
     two of them, when ``out`` is one of ``roots`` or holds shards but no manifest, or when another command writes
@@ -69,8 +74,12 @@ def merge(
     target = open_storage(out)
     with writing(target):
         existing = open_dataset(out) if target.stat(MANIFEST_NAME) else None
+        there = tuple(source.root for source in sources if existing and _holds(existing, source))
+        sources = [source for source in sources if source.root not in there]
         if existing:
             _check_together([existing, *sources])
+            if not sources:
+                return MergeReport(existing.manifest, 0, 0, there)
         parts, moves = _numbered(sources, target, existing)
         with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
             linked = 0
@@ -82,13 +91,24 @@ def merge(
             write_info(out, _description(sources))
         manifest = by_shard(join([*([existing.manifest] if existing else []), *parts]))
         write_manifest(out, manifest)
-    return MergeReport(manifest, len(moves), linked)
+    return MergeReport(manifest, len(moves), linked, there)
 
 
 def _same_place(root: Root, out: Root) -> bool:
     if is_url(root) or is_url(out):
         return str(root).rstrip("/") == str(out).rstrip("/")
     return Path(root).resolve() == Path(out).resolve()
+
+
+def _holds(dataset: Dataset, part: Dataset) -> bool:
+    """Whether a dataset has every sample of another, with the same bytes and rate."""
+    ours, theirs = dataset.manifest, part.manifest
+    order = np.argsort(ours.ids, kind="stable")
+    rows = order[np.minimum(np.searchsorted(ours.ids, theirs.ids, sorter=order), len(order) - 1)]
+    return all(
+        bool((getattr(ours, name)[rows] == getattr(theirs, name)).all())
+        for name in ("ids", "checksum", "fps")
+    )
 
 
 def _check_together(datasets: Sequence[Dataset]) -> None:

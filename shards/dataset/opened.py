@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.dataset.encoding import check_encoded
 from shards.dataset.info import INFO_NAME, DatasetInfo, read_info
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from shards.errors import InputError
-from shards.storage import Root, is_url
+from shards.storage import Root, is_url, open_storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ def check_folder(root: Path) -> None:
                 f"`ltx-shards import {folder} --out NEW_FOLDER` and give the new folder"
             )
     if not any((root / name).exists() for name in (INFO_NAME, MANIFEST_NAME, "shards")):
+        check_encoded(open_storage(root))
         raise InputError(
             f"{root} is not a dataset: it has neither {INFO_NAME} nor shards/; "
             "make one with `ltx-shards encode`"

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -102,10 +102,13 @@ def scan_mds(storage: Storage, name: str, fps: float | None = None) -> list[Row]
     return [stored_row(name, stored, fps) for stored in read_mds(storage, name)]
 
 
-def read_mds(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
+def read_mds(
+    storage: Storage, name: str, others: Counter[str] | None = None, halves: Collection[str] = ()
+) -> Iterator[Stored]:
     """Every sample of an MDS shard with its bytes, in order. Errors as of ``scan_mds``, but for what bytes mean.
 
-    Columns that are passed over are added to ``others``, once for every sample.
+    Columns that are passed over are added to ``others``, once for every sample. There are no ``halves`` in this
+    format, as there are of samples in a tar.
     """
     with storage.local(name) as path, open(path, "rb") as file:
         offsets, columns = _head(file, name)

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 from shards.errors import ShardError
 
 JSON, TENSORS = "json", "safetensors"
+HIDDEN = "hidden"  # files whose names begin with a dot, as those that macOS puts beside each file
 _BLOCK = tarfile.BLOCKSIZE
 _STRUCTURE = "tar structure (last sample read is named)"
 
@@ -39,7 +40,8 @@ _FIELDS = {JSON: "json", TENSORS: "tensors"}
 class Members:
     """The samples of a tar in the order of their first member, and what broke the walk, if anything did.
 
-    ``others`` counts the files that are neither of the two members, by what follows their name's first dot.
+    ``others`` counts the files that are neither of the two members, by what follows their name's first dot, or as
+    ``HIDDEN``.
     """
 
     samples: list[SampleMembers] = field(default_factory=list)
@@ -58,8 +60,11 @@ def walk(file: BinaryIO, name: str) -> Members:
     key = ""
     try:
         for info in _files(file, name):
-            key, extension = split(info.name)
-            kind = extension.rpartition(".")[2]
+            stem, extension = split(info.name)
+            if not stem or stem.endswith("/"):
+                found.others[HIDDEN] += 1
+                continue
+            key, kind = stem, extension.rpartition(".")[2]
             if kind != extension or kind not in _FIELDS:
                 found.others[extension] += 1
             if kind not in _FIELDS:

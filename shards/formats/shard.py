@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
 from shards.errors import InputError
 from shards.formats import SHARDS
-from shards.formats.mds import read_mds, scan_mds
-from shards.formats.row import Row, Stored
-from shards.formats.tar import read_shard, scan_shard
+from shards.formats.mds import read_mds
+from shards.formats.row import Stored
+from shards.formats.tar import read_shard
 from shards.storage import Storage
 
 _READERS = {".tar": read_shard, ".mds": read_mds}
-_SCANNERS = {".tar": scan_shard, ".mds": scan_mds}
 FORMATS = tuple(suffix.removeprefix(".") for suffix in _READERS)
 
 
@@ -44,11 +43,8 @@ def _shards_below(storage: Storage, folder: str) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if format_of(name)}
 
 
-def scan(storage: Storage, name: str, fps: float | None = None) -> list[Row]:
-    """Rows of every sample in a shard of either format; as ``scan_shard`` and ``scan_mds``."""
-    return _SCANNERS[PurePosixPath(name).suffix](storage, name, fps)
-
-
-def read_samples(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
+def read_samples(
+    storage: Storage, name: str, others: Counter[str] | None = None, halves: Collection[str] = ()
+) -> Iterator[Stored]:
     """Every sample of a shard of either format with its bytes; as ``read_shard`` and ``read_mds``."""
-    return _READERS[PurePosixPath(name).suffix](storage, name, others)
+    return _READERS[PurePosixPath(name).suffix](storage, name, others, halves)

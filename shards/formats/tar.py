@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -12,6 +12,7 @@ from shards.errors import InputError, MissingMember
 from shards.formats import SHARDS
 from shards.formats.members import JSON, TENSORS, SampleMembers, read, walk
 from shards.formats.row import Row, Stored, new_row, stored_row
+from shards.formats.text import printable
 from shards.storage import Root, Storage, open_storage
 
 if TYPE_CHECKING:
@@ -108,10 +109,13 @@ def scan_shard(storage: Storage, name: str, fps: float | None = None) -> list[Ro
     return [stored_row(name, stored, fps) for stored in read_shard(storage, name)]
 
 
-def read_shard(storage: Storage, name: str, others: Counter[str] | None = None) -> Iterator[Stored]:
+def read_shard(
+    storage: Storage, name: str, others: Counter[str] | None = None, halves: Collection[str] = ()
+) -> Iterator[Stored]:
     """Every sample of a tar with its bytes, in order. Errors as of ``scan_shard``, but for what bytes mean.
 
-    Files that are passed over are added to ``others``, by their extensions.
+    Files that are passed over are added to ``others``, by their extensions. Samples of the keys ``halves`` are passed
+    over where they lack a member.
     """
     with storage.local(name) as path, open(path, "rb") as file:
         found = walk(file, name)
@@ -120,7 +124,8 @@ def read_shard(storage: Storage, name: str, others: Counter[str] | None = None) 
         if found.damage:
             raise found.damage
         for members in found.samples:
-            yield read_stored(file, name, members)
+            if (members.json and members.tensors) or printable(members.key) not in halves:
+                yield read_stored(file, name, members)
 
 
 def read_stored(file: BinaryIO, name: str, members: SampleMembers) -> Stored:

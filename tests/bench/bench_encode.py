@@ -24,13 +24,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shards.dataset.encoding import JOB
 from shards.geometry import Bucket
 from shards.prepare.encode.ahead import running_ahead
 from shards.prepare.encode.assign import Rules
 from shards.prepare.encode.cut import Decoded, decode
 from shards.prepare.encode.latents import batches, encode_batch
 from shards.prepare.encode.models import load_vae
-from shards.prepare.encode.stage import JOB
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.tables.table import read_table
 from tests.bench.bench_reader import measure

@@ -19,6 +19,7 @@ from shards.dataset.manifest import Manifest, read_manifest, write_manifest
 from shards.dataset.opened import open_dataset
 
 Member = tuple[str, bytes]
+UNFINISHED = "{}: encoding is unfinished (2 of 5 units): run the same `ltx-shards encode` again"
 
 
 def members(path: Path) -> list[Member]:
@@ -108,3 +109,13 @@ def edit_description(root: Path, **values: Any) -> None:
 def manifest_of(root: Path) -> Manifest:
     """The manifest of a dataset that opens."""
     return open_dataset(root).manifest
+
+
+def half_encoded(root: Path, units: int, done: int) -> None:
+    """As `encode` leaves a folder when it is killed: its notes, and neither description nor manifest."""
+    for number in range(done):
+        (root / ".encode/units").mkdir(parents=True, exist_ok=True)
+        (root / f".encode/units/{number:06d}.json").write_text("{}")
+    (root / ".encode/job.json").write_text(json.dumps({"format": 1, "units": units, "identity": {}}))
+    for name in ("dataset.json", "manifest.parquet"):
+        (root / name).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ def test_index_rebuilds_the_manifest(
     (tmp_path / MANIFEST_NAME).unlink()
     assert run(monkeypatch, "index", tmp_path) == 0
     assert (tmp_path / MANIFEST_NAME).is_file()
-    assert f"5 samples in 1 shards, fingerprint {dataset.manifest.fingerprint}" in capsys.readouterr().out
+    assert f"5 samples in 1 shard, fingerprint {dataset.manifest.fingerprint}" in capsys.readouterr().out
 
 
 def test_index_takes_a_description_from_another_dataset(
@@ -62,6 +62,10 @@ def test_the_plan_is_shown_for_every_number_of_ranks(
     [
         (["stats", "{}/nowhere"], "nowhere does not exist"),
         (["index", "{}/nowhere"], "holds no .tar file"),
+        (
+            ["index", "{0}", "--like", "{0}/no"],
+            "/no: no dataset.json is there: give the folder of a dataset of the",
+        ),
         (["plan", "{}", "--ranks", "2"], "exactly one of --samples-per-step and --tokens-per-step"),
         (["plan", "{}", "--ranks", "2,x", "--samples-per-step", "4"], "--ranks '2,x'"),
         (["plan", "{}", "--ranks", "0", "--samples-per-step", "4"], "--ranks '0'"),

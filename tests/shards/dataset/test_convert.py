@@ -27,6 +27,7 @@ from shards.formats.tar import read_shard
 from shards.reader import Reader
 from shards.storage import Folder
 from tests.support import mosaic
+from tests.support.command import run
 from tests.support.damage import members, write_tar
 from tests.support.datasets import GRIDS, write_dataset
 
@@ -283,6 +284,17 @@ def test_a_conversion_that_was_killed_is_done_again(tmp_path: Path, paired: Data
         ["dataset.json", "manifest.parquet", "shards/index.json"]
         + [f"shards/shard.{number:05d}.mds" for number in range(len(paired.manifest.shards))]
     )
+
+
+def test_a_conversion_that_is_complete_is_left_as_it_is(
+    tmp_path: Path, paired: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mds"
+    convert(paired.root, out, "mds")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert run(monkeypatch, "convert", paired.root, "--to", "mds", "--out", out) == 0
+    assert f"{out}: is complete, nothing was left to do: 12 samples in" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_the_command(tmp_path: Path, paired: Dataset) -> None:

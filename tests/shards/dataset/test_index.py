@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +15,24 @@ from hypothesis import strategies as st
 from shards.dataset.index import index
 from shards.dataset.manifest import MANIFEST_NAME
 from shards.dataset.opened import open_dataset
+from shards.doctor.diagnose import diagnose
+from shards.doctor.repair import repair
 from shards.errors import InputError, ShardError
-from shards.formats.row import Row
-from shards.formats.shard import scan
+from shards.formats.row import Stored
+from shards.formats.shard import read_samples
 from shards.geometry import Scale
 from shards.reader import Reader
 from shards.storage import Folder
-from tests.support.damage import edit_description, edit_json, flip, members, write_tar
+from tests.support.damage import (
+    UNFINISHED,
+    edit_description,
+    edit_json,
+    flip,
+    half_encoded,
+    members,
+    replace_member,
+    write_tar,
+)
 from tests.support.datasets import SCALE, write_dataset
 
 sizes = st.integers(1, 4)
@@ -234,11 +248,11 @@ def test_nothing_more_is_scanned_after_an_error(tmp_path: Path, monkeypatch: pyt
     edit_description(tmp_path, channels=99)
     scanned: list[str] = []
 
-    def noted(storage: Folder, name: str, fps: float | None) -> list[Row]:
+    def noted(storage: Folder, name: str, *options: Any) -> Iterator[Stored]:
         scanned.append(name)
-        return scan(storage, name, fps)
+        return read_samples(storage, name, *options)
 
-    monkeypatch.setattr("shards.dataset.index.scan", noted)
+    monkeypatch.setattr("shards.dataset.index.read_samples", noted)
     with pytest.raises(InputError, match=r"the shards hold 4 \(shards/000000.tar"):
         index(tmp_path, threads=1)
     assert len(scanned) < 6
@@ -322,3 +336,47 @@ def test_an_append_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other/shards/000000.tar").rename(tmp_path / "shards/zz.tar")
     with pytest.raises(InputError, match=r"dataset.json says channels 4, the shards hold 6 \(shards/zz.tar"):
         index(tmp_path, append=True)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "json", "members"])
+def test_a_broken_sample_that_a_repair_left_out_does_not_stop_the_next_index(
+    tmp_path: Path, kind: str
+) -> None:
+    write_dataset(tmp_path, 6)
+    spoil: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+        "tensors": ("safetensors", lambda data: b"\xff" * len(data)),
+        "json": ("json", lambda data: b"{"),
+        "members": ("json", lambda data: None),
+    }
+    replace_member(tmp_path, 2, *spoil[kind])
+    with pytest.raises(ShardError, match="clips/sample_00002"):
+        index(tmp_path)
+    repair(diagnose(tmp_path))
+    repaired = (tmp_path / MANIFEST_NAME).read_bytes()
+    assert len(index(tmp_path)) == 5
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == repaired
+
+
+def test_hidden_files_that_macos_puts_into_tars_are_no_samples(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, 4)
+    path = tmp_path / dataset.manifest.shards[0]
+    hidden = [
+        (f"{folder}/._{base}", b"Mac OS X")
+        for folder, base in (name.rsplit("/", 1) for name, _ in members(path))
+    ]
+    write_tar(path, [("._.", b""), *hidden, *members(path), ("a.txt", b"")])
+    others: Counter[str] = Counter()
+    assert index(tmp_path, others=others).fingerprint == dataset.manifest.fingerprint
+    assert others == {"hidden": 9, "txt": 1}
+
+
+@pytest.mark.parametrize("description", [{}, {"scale": SCALE}, {"info": True}])
+def test_a_part_of_what_is_being_encoded_is_no_dataset(tmp_path: Path, description: dict) -> None:
+    info = write_dataset(tmp_path, 4).info
+    half_encoded(tmp_path, 5, 2)
+    given = {"info": info} if "info" in description else description
+    with pytest.raises(InputError) as error:
+        index(tmp_path, **given)
+    assert str(error.value) == UNFINISHED.format(tmp_path)
+    (tmp_path / ".encode/result.json").write_text("{}")
+    assert len(index(tmp_path, info)) == 4

@@ -25,6 +25,7 @@ from shards.formats import SHARDS
 from shards.geometry import Scale
 from shards.reader import Reader
 from shards.storage import open_storage
+from tests.support.command import run
 from tests.support.damage import flip
 from tests.support.datasets import write_dataset
 from tests.support.servers import make_bucket, s3_environment, s3_server
@@ -248,3 +249,28 @@ def test_the_command_says_what_it_did(
         f"{tmp_path / 'out'}: 5 samples in {count} shards, {count} of them new ({count} as hard links), "
         f"fingerprint {manifest.fingerprint}\n"
     )
+
+
+def test_what_the_target_has_already_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = (part(tmp_path / name, name, seed=seed) for seed, name in enumerate("abc"))
+    out = tmp_path / "out"
+    merge([a, b], out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.is_file()}
+    assert run(monkeypatch, "merge", a, b, "--out", out) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.is_file()} == before
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [f"{root}: its samples are in {out} already" for root in (a, b)]
+    report = merge([b, c], out)
+    assert (report.there, len(report.manifest)) == ((b,), 15)
+    assert latents(out).keys() == latents(a).keys() | latents(b).keys() | latents(c).keys()
+
+
+def test_other_samples_of_the_same_keys_are_not_taken_for_those_of_the_target(tmp_path: Path) -> None:
+    a, more = part(tmp_path / "a", "a"), part(tmp_path / "more", "a", samples=7)
+    other = part(tmp_path / "other", "a", seed=1)
+    merge([a], tmp_path / "out")
+    for root in (more, other):
+        with pytest.raises(InputError, match="key 'a/0' is in"):
+            merge([root], tmp_path / "out")

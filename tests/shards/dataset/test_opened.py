@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from shards.dataset.info import DatasetInfo, Source, pack_embeds, read_info, write_info
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
 from shards.dataset.opened import open_dataset
+from shards.doctor.diagnose import diagnose
 from shards.errors import InputError
 from shards.geometry import Scale
+from tests.support.damage import UNFINISHED, half_encoded
 from tests.support.datasets import write_dataset
 
 
@@ -124,3 +128,17 @@ def test_describing_a_dataset_needs_no_torch() -> None:
     modules = "shards.dataset.opened, shards.dataset.index, shards.dataset.stats, shards.cli"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("shards", [True, False])
+@pytest.mark.parametrize("look", [open_dataset, diagnose])
+def test_a_dataset_that_is_being_encoded_says_so(
+    tmp_path: Path, look: Callable[[Path], object], shards: bool
+) -> None:
+    write_dataset(tmp_path)
+    half_encoded(tmp_path, 5, 2)
+    if not shards:
+        shutil.rmtree(tmp_path / "shards")
+    with pytest.raises(InputError) as error:
+        look(tmp_path)
+    assert str(error.value) == UNFINISHED.format(tmp_path)

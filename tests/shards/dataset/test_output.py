@@ -14,7 +14,6 @@ import pytest
 
 from shards.dataset.convert import convert
 from shards.dataset.index import index
-from shards.dataset.manifest import MANIFEST_NAME
 from shards.dataset.merge import merge
 from shards.dataset.opened import open_dataset
 from shards.dataset.output import UNFINISHED_NAME, move, new_dataset, workspace, writing
@@ -108,12 +107,14 @@ def test_a_dataset_whose_last_step_was_not_noted_is_complete(tmp_path: Path) -> 
     convert(tmp_path / "tars", tmp_path / "mds", "mds")
     before = {path: path.read_bytes() for path in (tmp_path / "mds").rglob("*") if path.is_file()}
     (tmp_path / "mds" / UNFINISHED_NAME).write_text(json.dumps({"command": "convert --to mds"}))
+    write_dataset(tmp_path / "others", 4, seed=1)
     with pytest.raises(InputError, match=r"mds holds a complete dataset: .* nothing is left to do"):
-        convert(tmp_path / "tars", tmp_path / "mds", "mds")
-    assert {path: path.read_bytes() for path in (tmp_path / "mds").rglob("*") if path.is_file()} == before
+        convert(tmp_path / "others", tmp_path / "mds", "mds")
     with pytest.raises(InputError, match="already holds a dataset: give another folder"):
-        convert(tmp_path / "tars", tmp_path / "mds", "mds")
-    assert (tmp_path / "mds" / MANIFEST_NAME).exists()
+        convert(tmp_path / "others", tmp_path / "mds", "mds")
+    (tmp_path / "mds" / UNFINISHED_NAME).write_text(json.dumps({"command": "convert --to mds"}))
+    assert convert(tmp_path / "tars", tmp_path / "mds", "mds").was_complete
+    assert {path: path.read_bytes() for path in (tmp_path / "mds").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("command", ["index", "repair"])
