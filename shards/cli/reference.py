@@ -20,7 +20,7 @@ _table = typer.Argument(metavar="TABLE", help="CSV, JSON or JSONL of clips.")
 _kind = typer.Option(help="canny, blur, grayscale or downscale.")
 _compute = typer.Option(
     metavar="FILE:FUNCTION",
-    help="Or your own: my_file.py:function, from uint8 [F,H,W,3] frames of a whole clip to as many.",
+    help="Or your own: my_file.py:compute_condition, from uint8 [F,H,W,3] frames of a whole clip to as many.",
 )
 _out = typer.Option(help="Table to write, in the same folder; default: TABLE itself.")
 _column = typer.Option(help="Column of the references.")
@@ -31,7 +31,7 @@ _overwrite = typer.Option("--overwrite", "--override", help="Make again what is 
 _low = typer.Option(help="canny: lower threshold, default 100.")
 _high = typer.Option(help="canny: upper threshold, default 200.")
 _sigma = typer.Option(help="blur: standard deviation in pixels, default 4.")
-_factor = typer.Option(help="downscale: how many times smaller, default 2.")
+_factor = typer.Option(help="downscale: how many times smaller, 2 (the default) to 64.")
 _keep = typer.Option("--keep-size", help="downscale: blow the frames up again.")
 _crf = typer.Option(help="Quality of the videos: 0 is lossless, larger is smaller.")
 _workers = typer.Option(help="Processes on this machine.")

@@ -21,6 +21,7 @@ from shards.prepare.failures import FAILURES_NAME, Failure, write_failures
 from shards.prepare.tables.rows import table_bytes, write_rows
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
+from shards.prepare.work.trial import was_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import open_storage
 
@@ -198,8 +199,9 @@ class _Pass:
             def do(unit: int, careful: bool = False) -> dict[str, Any]:
                 chosen = clips[unit * size : (unit + 1) * size]
                 kept = f"{path}/answered/{unit:06d}.json"
-                killers = find_killers(chosen, folder, self._options) if careful else {}
-                found = partial(answers, killers=killers)
+                reasons = self._rounds.reasons
+                tried = [media for media in chosen if careful or was_deadly(reasons.get(media, ""))]
+                found = partial(answers, killers=find_killers(tried, folder, self._options))
                 return caption_unit(found, chosen, doubt, self._storage, kept, partial(progress.advance, bar))
 
             job.run(

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from shards.errors import InputError
 
 Frames = Callable[[np.ndarray], np.ndarray]  # uint8 [F,H,W,3], RGB, to the same; H and W may change
+_MOST_TIMES, _LEAST_PIXELS = 64, 8  # how many times smaller, and what is left of a side
 KINDS = ("canny", "blur", "grayscale", "downscale")
 
 
@@ -32,8 +33,8 @@ class Filter(NamedTuple):
     whole: bool
 
 
-class PluginError(Exception):
-    """A user's function raised for a clip; `reason` says which, what and where, in a line."""
+class FilterError(Exception):
+    """A filter cannot be used on a clip; `reason` says why in a line, and where in a user's function."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -79,23 +80,24 @@ def builtin(kind: str, options: FilterOptions = FilterOptions()) -> Filter:
 
 
 def plugin(spec: str) -> Filter:
-    """A function out of a Python file, written "my_file.py:function"; it may import what lies beside the file.
+    """A function out of a Python file, written "my_file.py:compute_condition"; it may import what lies beside the file.
 
     It gets all frames of a clip, uint8 [F,H,W,3], RGB, and gives as many, of any size. The label holds a
     hash of the file: a changed function makes other files. Raises `InputError` for what cannot be loaded;
-    the filter raises it for a result that is not such frames, and `PluginError` where the function raises.
+    the filter raises it for a result that is not such frames, and `FilterError` where the function raises.
     """
     file, _, name = spec.rpartition(":")
     path = Path(file).resolve()
     if not file.endswith(".py") or not name.isidentifier():
         raise InputError(
-            f"--compute {spec!r}: give a Python file and a function in it, as my_file.py:compute"
+            f"--compute {spec!r}: give a Python file and a function in it, as my_file.py:compute_condition"
         )
     if not path.is_file():
         raise InputError(f"--compute {spec!r}: no such file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    function = _load(spec, path, name, digest)
-    return Filter(f"{name}-{digest}", partial(_checked, spec, path, function), True)
+    _load(spec, path, name, digest)
+    # By name, so that the filter can be handed to another process.
+    return Filter(f"{name}-{digest}", partial(_checked, spec, path, name, digest), True)
 
 
 def canny(frames: np.ndarray, low: int = 100, high: int = 200) -> np.ndarray:
@@ -114,9 +116,14 @@ def grayscale(frames: np.ndarray) -> np.ndarray:
 
 
 def downscale(frames: np.ndarray, factor: int = 2, keep_size: bool = False) -> np.ndarray:
-    """Frames `factor` times smaller, or as large again and without what was lost."""
+    """Frames `factor` times smaller, or as large again and without what was lost.
+
+    Raises FilterError for frames of which next to nothing would be left.
+    """
     height, width = frames.shape[1:3]
-    small = max(1, round(width / factor)), max(1, round(height / factor))
+    if min(height, width) < _LEAST_PIXELS * factor:
+        raise FilterError(f"{width}x{height} pixels are too few for --factor {factor}")
+    small = round(width / factor), round(height / factor)
 
     def scaled(frame: np.ndarray) -> np.ndarray:
         frame = cv2.resize(frame, small, interpolation=cv2.INTER_AREA)
@@ -149,10 +156,11 @@ def _check(values: dict[str, Any]) -> None:
         raise InputError(f"--low {low} and --high {high}: low is at least 0 and at most high")
     if not 0 < values.get("sigma", 1.0) <= 1000:
         raise InputError(f"--sigma {values['sigma']:g} must be above 0, and at most 1000 pixels")
-    if values.get("factor", 2) < 2:
-        raise InputError(f"--factor {values['factor']} must be at least 2")
+    if not 2 <= values.get("factor", 2) <= _MOST_TIMES:
+        raise InputError(f"--factor {values['factor']} must be at least 2 and at most {_MOST_TIMES}")
 
 
+@cache
 def _load(spec: str, path: Path, name: str, digest: str) -> Frames:
     # As for a script that is run: what lies beside it can be imported.
     folder = str(path.parent)
@@ -173,12 +181,13 @@ def _load(spec: str, path: Path, name: str, digest: str) -> Frames:
     return function
 
 
-def _checked(spec: str, path: Path, function: Frames, frames: np.ndarray) -> np.ndarray:
+def _checked(spec: str, path: Path, name: str, digest: str, frames: np.ndarray) -> np.ndarray:
     shape = frames.shape
+    function = _load(spec, path, name, digest)
     try:
         result = function(frames)
     except (Exception, SystemExit) as error:
-        raise PluginError(f"--compute {spec!r}: {_where(error, path)}") from error
+        raise FilterError(f"--compute {spec!r}: {_where(error, path)}") from error
     if not isinstance(result, np.ndarray):
         raise InputError(f"--compute {spec!r}: it gave a {type(result).__name__}, expected a NumPy array")
     if result.dtype != np.uint8:

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from shards.atomic import place
 from shards.errors import InputError
-from shards.prepare.failures import FAILURES_NAME, reason_for, write_failures
+from shards.prepare.failures import FAILURES_NAME, read_failures, reason_for, write_failures
 from shards.prepare.media.film import reading, writing
 from shards.prepare.media.picture import IMAGE_SUFFIXES
 from shards.prepare.media.video import read_clip, write_clip
@@ -25,18 +26,21 @@ from shards.prepare.reference.filters import Filter
 from shards.prepare.tables.rows import read_rows, split_cell, table_bytes, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
 from shards.prepare.work.job import Job
+from shards.prepare.work.trial import deadly, was_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
 REFERENCES = "references"
 ROWS_PER_UNIT = 16
 _STATE = ".reference"
+_PATIENCE_S = 3600.0  # for the reference of a clip, where a process died at one
 _AT_ONCE = 16  # frames that a built-in filter gets
 
 
 @dataclass(frozen=True)
 class ReferenceOptions:
-    """Where references go. `out` is a table beside the one read, None for that one itself.
+    """Where references go. `out` is a table beside the one read, None for that one itself; one that is there keeps
+    its rows and columns.
 
     A column that names other references already: `append` adds to them, `replace` takes their place.
     """
@@ -80,16 +84,16 @@ def check_request(table: Path, filter: Filter, options: ReferenceOptions) -> Req
         raise InputError(
             f"--out {options.out}: must be in {table.parent}, since paths are relative to the table"
         )
-    rows = read_rows(table)
-    media = [_media(table, number, row, options) for number, row in enumerate(rows, start=1)]
-    if not rows:
+    media = [_media(table, number, row, options) for number, row in enumerate(read_rows(table), start=1)]
+    if not media:
         raise InputError(f"{table}: no rows in it")
     references = _names(list(dict.fromkeys(media)), f"{REFERENCES}/{_label(filter, options)}")
-    for number, (name, row) in enumerate(zip(media, rows, strict=True), start=1):
-        others = [path for path in _references(table, row, options.column) if path != references[name]]
+    for number, (source, row) in enumerate(_rows(table, options), start=1):
+        mine = references[str(row[options.media_column]).strip()]
+        others = [path for path in _references(source, row, options.column) if path != mine]
         if others and not (options.append or options.replace):
             raise InputError(
-                f"{table}: row {number}: column {options.column!r} names {others[0]!r} already: --append adds a "
+                f"{source}: row {number}: column {options.column!r} names {others[0]!r} already: --append adds a "
                 "reference, --replace takes its place, --column NAME makes another column"
             )
     return Request(table, filter, options, references)
@@ -125,11 +129,17 @@ def make_references(
     job.reopen((lambda unit, result: True) if anew else is_stale, worker)
     scratch = storage.root / job.folder / "scratch"
 
-    def do(unit: int) -> dict[str, Any]:
+    died = {name for name, reason in read_failures(storage, _failures_path(request)) if was_deadly(reason)}
+
+    def do(unit: int, careful: bool = False) -> dict[str, Any]:
         scratch.mkdir(exist_ok=True)
+        suspects = [name for name in units[unit] if careful or name in died]
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-            tried = {name: _make_one(request, name, Path(temporary)) for name in units[unit]}
-        return {name: reason for name, reason in tried.items() if reason is not None}
+            make = partial(_make_one, request, Path(temporary))
+            tried = {suspects[number]: how for number, how in deadly(make, suspects, _PATIENCE_S).items()}
+            return tried | {
+                name: reason for name in units[unit] if name not in tried and (reason := make(name))
+            }
 
     def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
         failures: dict[str, str] = {name: reason for result in results for name, reason in result.items()}
@@ -137,7 +147,10 @@ def make_references(
         shutil.rmtree(scratch, ignore_errors=True)  # what killed workers left
         return failures
 
-    failures = job.run(worker, do, finish, on_progress, lambda unit: f"{units[unit][0]} and those after it")
+    def describe(unit: int) -> str:
+        return f"{units[unit][0]} and those after it"
+
+    failures = job.run(worker, do, finish, on_progress, describe, careful=partial(do, careful=True))
     if worker.index == 0:
         _conclude(storage, request, failures)  # the table may have been put back since the job was done
     if len(failures) == len(media):
@@ -187,6 +200,24 @@ def _media(table: Path, number: int, row: Mapping[str, Any], options: ReferenceO
     return value.strip()
 
 
+def _rows(table: Path, options: ReferenceOptions) -> list[tuple[Path, dict[str, Any]]]:
+    """The rows that get references, each with the table it is from: `out`'s own where it is there, then new ones.
+
+    Raises InputError where `out` lists other clips than the table.
+    """
+    rows, out, column = read_rows(table), options.out, options.media_column
+    if out is None or out.resolve() == table.resolve() or not out.is_file():
+        return [(table, row) for row in rows]
+    there = read_rows(out)
+    listed, known = ({str(row.get(column)).strip() for row in some} for some in (rows, there))
+    if foreign := sorted(known - listed):
+        raise InputError(
+            f"--out {out}: is there and lists {foreign[0]!r}, which {table} does not: give another name, or remove it"
+        )
+    new = [(table, row) for row in rows if str(row.get(column)).strip() not in known]
+    return [*((out, row) for row in there), *new]
+
+
 def _names(media: Sequence[str], folder: str) -> dict[str, str]:
     """For each clip the path of its reference: its own below `folder`, as far as that is inside the table's."""
     keys = dict(zip(media, sample_keys(list(media)), strict=True))
@@ -210,7 +241,7 @@ def _suffix(media: str) -> str:
     return ".png" if Path(media).suffix.lower() in IMAGE_SUFFIXES else ".mp4"
 
 
-def _make_one(request: Request, name: str, temporary: Path) -> str | None:
+def _make_one(request: Request, temporary: Path, name: str) -> str | None:
     """Make a reference, unless it is there; why it could not be made."""
     folder = request.table.parent
     source, target = folder / name, folder / request.references[name]
@@ -265,18 +296,24 @@ def _conclude(storage: Folder, request: Request, failures: Mapping[str, str]) ->
         raise InputError(
             f"{table.parent / request.references[gone[0]]} was made and is gone: run the same command again"
         )
-    rows = read_rows(table)
-    for row in rows:
+    write_failures(storage, failures.items(), _failures_path(request))
+    if len(failures) == len(request.references):
+        return  # an error, which leaves the table as it is
+    rows = []
+    for source, row in _rows(table, options):
+        rows.append(row)
         name = str(row.get(options.media_column)).strip()
         if name not in request.references:
             continue  # added while this was running
         mine = request.references[name]
-        paths = _references(table, row, options.column) if options.append else []
+        paths = _references(source, row, options.column) if options.append else []
         if name not in failures and mine not in paths:
             paths.append(mine)
         row[options.column] = None if not paths else paths[0] if len(paths) == 1 else paths
     out = options.out or table
     if not out.is_file() or out.read_bytes() != table_bytes(out, rows):
         write_rows(out, rows)
-    label = _label(request.filter, options)
-    write_failures(storage, failures.items(), f"{REFERENCES}/{label}/{FAILURES_NAME}")
+
+
+def _failures_path(request: Request) -> str:
+    return f"{REFERENCES}/{_label(request.filter, request.options)}/{FAILURES_NAME}"

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 T = TypeVar("T")
-_STILL = "nothing came of it"
+_STILL, _DIED = "nothing came of it", "the process died while reading it"
 _START_S = 60.0  # for a process to begin
 _PR_SET_PDEATHSIG = 1
 
@@ -38,6 +38,11 @@ def deadly(touch: Callable[[T], object], items: Sequence[T], patience_s: float) 
     return found
 
 
+def was_deadly(reason: str) -> bool:
+    """Whether `deadly` gave this reason: the item is to be tried with care the next time too."""
+    return reason.startswith((_STILL, _DIED))
+
+
 def _run(
     touch: Callable[[T], object], items: Sequence[T], patience_s: float
 ) -> tuple[int | None, str | None]:
@@ -57,7 +62,7 @@ def _run(
         return reached, f"{_STILL} for {patience_s:.0f} s"
     except EOFError:
         process.join()
-        return reached, f"the process died while reading it: {_how(process.exitcode or 0)}"
+        return reached, f"{_DIED}: {_how(process.exitcode or 0)}"
     finally:
         process.kill()
         process.join(patience_s)

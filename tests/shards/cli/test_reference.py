@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 import shards.prepare.reference.stage as module
 from shards.prepare.reference.filters import builtin, plugin
 from shards.prepare.reference.stage import ReferenceOptions, ReferenceReport, check_request, make_references
-from shards.prepare.tables.rows import write_rows
+from shards.prepare.tables.rows import read_rows, write_rows
 from shards.prepare.work.workers import Worker
 from tests.support.command import run
 from tests.support.footage import scene, tree, write_scenes
@@ -135,6 +136,35 @@ def test_killed_at_any_moment_it_ends_with_the_same_references(tmp_path: Path, w
     assert tree(killed, leave=".reference") == tree(whole, leave=".reference")
     assert (killed / "references" / made_whole.folder.name).is_dir()
     assert not list(killed.glob(".reference/*/scratch"))
+
+
+# A clip of five frames stands for one that a user's function, or a decoder, dies of.
+_DEADLY = """import ctypes
+
+
+def compute_condition(frames):
+    if len(frames) == 5:
+        ctypes.string_at(0)
+    return 255 - frames
+"""
+
+
+def test_a_clip_that_kills_its_process_is_a_failure_and_the_others_get_references(tmp_path: Path) -> None:
+    for number, length in enumerate((12, 5, 12)):
+        write_scenes(tmp_path / f"{number}.mp4", (length,), first=number)
+    write_rows(tmp_path / "t.jsonl", [{"media_path": f"{number}.mp4"} for number in range(3)])
+    (tmp_path / "mine.py").write_text(_DEADLY)
+    arguments = ["reference", tmp_path / "t.jsonl", "--compute", f"{tmp_path / 'mine.py'}:compute_condition"]
+    done = [
+        subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+        for _ in range(3)
+    ]
+    assert [each.returncode for each in done] == [-signal.SIGSEGV, 0, 0], done[1].stderr
+    assert all("2 references" in each.stdout for each in done[1:])
+    (failures,) = tmp_path.glob("references/*/failures.jsonl")
+    assert read_rows(failures) == [
+        {"source": "1.mp4", "reason": "the process died while reading it: SIGSEGV"}
+    ]
 
 
 def test_ranks_of_a_launcher_write_what_one_worker_writes(tmp_path: Path) -> None:

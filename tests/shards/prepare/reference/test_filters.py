@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shards.errors import InputError
-from shards.prepare.reference.filters import KINDS, FilterOptions, PluginError, builtin, plugin
+from shards.prepare.reference.filters import KINDS, FilterError, FilterOptions, builtin, plugin
 
 SQUARE = np.zeros((2, 40, 48, 3), np.uint8)
 SQUARE[:, 10:30, 12:36] = (200, 40, 90)
 
 frames = arrays.arrays(
-    np.uint8, st.tuples(st.integers(1, 3), st.integers(3, 24), st.integers(3, 24), st.just(3))
+    np.uint8, st.tuples(st.integers(1, 3), st.integers(16, 28), st.integers(16, 28), st.just(3))
 )
 
 
@@ -106,7 +106,8 @@ def test_other_settings_have_another_name(kind: str, options: FilterOptions, lab
         ("canny", FilterOptions(keep_size=True), "--keep-size is not a setting of --kind canny"),
         ("canny", FilterOptions(low=300), "--low 300 and --high 200: low is at least 0 and at most high"),
         ("blur", FilterOptions(sigma=0), "--sigma 0 must be above 0"),
-        ("downscale", FilterOptions(factor=1), "--factor 1 must be at least 2"),
+        ("downscale", FilterOptions(factor=1), "--factor 1 must be at least 2 and at most 64"),
+        ("downscale", FilterOptions(factor=1000), "--factor 1000 must be at least 2 and at most 64"),
     ],
 )
 def test_settings_that_make_no_sense(kind: str, options: FilterOptions, message: str) -> None:
@@ -169,20 +170,20 @@ def test_results_that_are_no_frames(tmp_path: Path, body: str, message: str) -> 
 
 def test_an_error_of_the_function_says_where(tmp_path: Path) -> None:
     spec = write_plugin(tmp_path, "return {}['depth']")
-    with pytest.raises(PluginError) as error:
+    with pytest.raises(FilterError) as error:
         plugin(spec).apply(SQUARE)
     assert error.value.reason == f"--compute '{spec}': KeyError: 'depth' (mine.py, line 5)"
 
 
 def test_a_function_that_wants_to_end_the_program_ends_its_clip(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"SystemExit: 3 \(mine\.py, line 5\)$"):
+    with pytest.raises(FilterError, match=r"SystemExit: 3 \(mine\.py, line 5\)$"):
         plugin(write_plugin(tmp_path, "raise SystemExit(3)")).apply(SQUARE)
 
 
 @pytest.mark.parametrize(
     ("spec", "content", "message"),
     [
-        ("mine.py", "", "give a Python file and a function in it, as my_file.py:compute"),
+        ("mine.py", "", "give a Python file and a function in it, as my_file.py:compute_condition"),
         ("mine.txt:compute", "", "give a Python file and a function"),
         ("mine.py:not a name", "", "give a Python file and a function"),
         ("nowhere.py:compute", "", "no such file"),

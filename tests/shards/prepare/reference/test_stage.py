@@ -169,6 +169,40 @@ def test_another_column_and_another_table(table: Path) -> None:
     assert column(table.with_name("u.csv"), "edges")[2] == "references/canny/c.png"
 
 
+@pytest.mark.parametrize("name", ["u.jsonl", "u.csv"])
+def test_another_table_that_is_there_keeps_its_rows_and_columns(table: Path, name: str) -> None:
+    out = table.with_name(name)
+    run(table, GRAY, out=out, column="gray")
+    write_rows(out, [row | {"caption": "mine"} for row in read_rows(out)])
+    write_ramp(table.parent / "d.mp4", 5)
+    write_rows(table, [*read_rows(table), {"media_path": "d.mp4", "caption": "new"}])
+    run(table, CANNY, out=out, column="edges")
+    assert [path or None for path in column(out, "gray")] == [
+        *(f"references/grayscale/{clip}" for clip in ("clips/a.mp4", "clips/deep/b.mp4", "c.png")),
+        None,
+    ]
+    assert column(out, "edges")[3] == "references/canny/d.mp4"
+    assert column(out, "caption") == ["mine", "mine", "mine", "new"]
+
+
+def test_another_table_of_other_clips_is_left_alone(table: Path) -> None:
+    out = table.with_name("u.jsonl")
+    write_rows(out, [{"media_path": "other.mp4", "gray": "g.mp4"}])
+    before = out.read_bytes()
+    with pytest.raises(InputError) as error:
+        run(table, out=out)
+    assert str(error.value) == (
+        f"--out {out}: is there and lists 'other.mp4', which {table} does not: give another name, or remove it"
+    )
+    assert out.read_bytes() == before
+    assert not (table.parent / "references").exists()
+
+
+def test_a_clip_too_small_to_be_made_smaller_is_a_failure(table: Path) -> None:
+    report = run(table, builtin("downscale", FilterOptions(factor=8)))
+    assert report.failures == [("c.jpg", "51x33 pixels are too few for --factor 8")]
+
+
 def test_references_are_replaced_only_when_asked(table: Path) -> None:
     run(table)
     message = r"row 1: column 'reference_path' names 'references/canny/clips/a\.mp4' already: --append adds"
@@ -230,10 +264,12 @@ def test_a_result_that_is_no_frames_ends_it(table: Path) -> None:
 def test_where_no_clip_can_be_read_it_is_an_error(table: Path) -> None:
     for path in ("clips/a.mp4", "clips/deep/b.mov", "c.jpg"):
         (table.parent / path).unlink()
+    before = table.read_bytes()
     with pytest.raises(
         InputError, match=r"none of 3 clips got a reference; the first, clips/a\.mp4: No such file"
     ):
         run(table)
+    assert table.read_bytes() == before
 
 
 def test_clips_that_would_share_a_reference_have_their_own(tmp_path: Path) -> None:
