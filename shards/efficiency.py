@@ -81,17 +81,19 @@ def outlook(
 ) -> list[Efficiency]:
     """What to expect of a dataset before a run is described: steps of so many samples a rank, under both mixes.
 
-    `tokens`: int64[N] per sample; `ids`: uint64[N]. The cap of a pack is training's own default, twice the
-    longest sample. The rows are of mix "random", `other_useful` of "similar".
+    A step has at most all samples. `tokens`: int64[N] per sample; `ids`: uint64[N]. The cap of a pack is training's
+    own default, twice the longest sample. The rows are of mix "random", `other_useful` of "similar".
     """
     cap = 2 * int(tokens.max())
+    sizes = [
+        (count, size)
+        for count in ranks
+        for size in sorted({min(samples * count, len(tokens)) for samples in samples_per_rank})
+    ]
     return [
         row
-        for count in ranks
-        for samples in samples_per_rank
-        for row in report(
-            tokens, ids, Batching(samples * count, None), [count], cap, quadratic, max_steps=max_steps
-        )
+        for count, size in sizes
+        for row in report(tokens, ids, Batching(size, None), [count], cap, quadratic, max_steps=max_steps)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError, ShardError
 from shards.formats.header import read_header, reference_names, sample_geometry
 from shards.formats.sample import Sample, views
-from shards.storage import Folder, open_storage
+from shards.storage import Folder, is_web, open_storage
 from shards.storage.cache import Cache
 from shards.storage.files import OpenFiles
 
@@ -27,7 +28,8 @@ class Reader:
 
     ``threads`` read from a folder, ``requests`` are under way at once to an object store. ``verify`` compares
     every payload's xxh3_64 with the manifest. ``cache`` keeps samples on this node's disk. Safe to call from
-    several threads; a context manager that ends its threads and closes its files and the cache.
+    several threads; a context manager that ends its threads and closes its files and the cache. Raises InputError
+    where a web server does not answer byte ranges.
     """
 
     def __init__(
@@ -45,6 +47,10 @@ class Reader:
         self._cache = cache
         storage = open_storage(dataset.root)
         self._name = storage.name
+        if is_web(self._name) and len(self._manifest):
+            # A server that does not answer ranges is found before a run has begun.
+            with suppress(FileNotFoundError):
+                storage.fill(self._manifest.shards[0], 0, memoryview(bytearray(1)))
         self._files = OpenFiles(storage.root) if isinstance(storage, Folder) else None
         self._source = self._files or storage
         self._threads = threads if self._files else requests

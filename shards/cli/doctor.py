@@ -35,7 +35,10 @@ def doctor(
     from shards.doctor.repair import repair as write_repair
     from shards.efficiency import outlook
     from shards.prepare.work.progress import progress_bar
+    from shards.storage import check_writable
 
+    if repair:
+        check_writable(root)
     with progress_bar() as progress:
         task = progress.add_task("Checking shards", total=None)
         diagnosis = diagnose(

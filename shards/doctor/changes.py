@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from shards.counted import counted
 from shards.dataset.left_out import LeftOut
 from shards.doctor.checkup import STRAY, Checkup
 from shards.doctor.finding import KINDS
@@ -28,9 +29,11 @@ class Changes:
 
     def lines(self) -> list[str]:
         """One for each sample dropped, and for each shard that has samples added or rows corrected."""
-        added = [f"added {count} samples of {shard}" for shard, count in self._added.items() if count]
+        added = [
+            f"added {counted(count, 'sample')} of {shard}" for shard, count in self._added.items() if count
+        ]
         corrected = [
-            f"corrected {max(kinds.values())} rows of {shard}: {', '.join(kinds)}"
+            f"corrected {counted(max(kinds.values()), 'row')} of {shard}: {', '.join(kinds)}"
             for shard, kinds in self._corrected.items()
         ]
         return [*self._lines, *corrected, *added]

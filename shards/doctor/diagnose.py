@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.counted import counted
+from shards.dataset.encoding import is_encoded
 from shards.dataset.info import INFO_NAME, DatasetInfo, read_info
 from shards.dataset.left_out import read_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, NewerVersion, read_manifest
@@ -26,7 +28,7 @@ from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.formats.header import read_header
 from shards.formats.shard import find_shards
-from shards.storage import Root, is_url, open_storage
+from shards.storage import Root, Storage, is_url, is_web, open_storage
 from shards.stream import stream
 
 TEXT_LIMIT = 256  # tokens that `encode` cuts captions at
@@ -42,7 +44,8 @@ def diagnose(
     """Check the dataset in a folder or at a URL, several shards at once. Nothing is written.
 
     ``text_limit``: tokens that the text encoder cuts captions at. ``threads`` defaults to the CPU count;
-    ``on_shard(total)`` is called after each shard. Memory grows by some 600 bytes a sample. Raises InputError
+    ``on_shard(total)`` is called after each shard. At a web server, which lists no files, only the shards of the
+    manifest are looked at. Memory grows by some 600 bytes a sample. Raises InputError
     when there is no dataset, its ``dataset.json`` cannot be read, it has no shards or ``threads`` is below 1.
     """
     if not is_url(root):
@@ -51,11 +54,11 @@ def diagnose(
         raise InputError(f"--threads {threads}: the number of shards read at once is at least 1")
     storage, findings, changes = open_storage(root), Findings(), Changes()
     seen = storage.stat(MANIFEST_NAME)
-    info, sizes = read_info(root), find_shards(storage)
+    info, manifest = read_info(root), _manifest(root, findings)
+    table = manifest or Manifest.from_rows([])
+    sizes = _named(storage, table) if is_web(root) else find_shards(storage)
     if not sizes:
         raise InputError(f"{root}/{SHARDS} holds no shard: there is nothing to look at")
-    manifest = _manifest(root, findings)
-    table = manifest or Manifest.from_rows([])
     rows = _rows_by_shard(table)
     _missing_shards(table, rows, sizes, findings, changes)
     records = Records(table, info, {entry.place for entry in read_left_out(storage)})
@@ -88,6 +91,7 @@ def diagnose(
         len(sizes),
         nbytes,
         passed_over,
+        is_encoded(storage),
     )
 
 
@@ -99,6 +103,12 @@ def _manifest(root: Root, findings: Findings) -> Manifest | None:
     except InputError as error:
         findings.add("manifest", MANIFEST_NAME, "", str(error))
         return None
+
+
+def _named(storage: Storage, table: Manifest) -> dict[str, int]:
+    """Size in bytes of the shards that the manifest names and that are there: a web server lists no others."""
+    found = map(storage.stat, table.shards)
+    return {entry.path: entry.size for entry in found if entry}
 
 
 def _rows_by_shard(manifest: Manifest) -> dict[str, list[int]]:
@@ -120,7 +130,7 @@ def _missing_shards(
     for name in table.shards:
         if name in sizes:
             continue
-        findings.add("shard", name, "", f"{len(rows[name])} samples")
+        findings.add("shard", name, "", counted(len(rows[name]), "sample"))
         for row in rows[name]:
             changes.dropped(name, table.keys[row], "its shard is not there")
 

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from rich.markup import escape
 from rich.table import Table
 
+from shards.counted import counted
 from shards.dataset.info import DatasetInfo
 from shards.dataset.manifest import Manifest
 from shards.doctor.changes import Changes
 from shards.doctor.finding import KINDS, UNMENDABLE, Example, Finding, Findings
 from shards.efficiency import Efficiency, render_outlook
-from shards.storage import Root
+from shards.storage import Root, is_web
 from shards.storage.entry import Entry
 
 _COLORS = {"error": "red", "warning": "yellow"}
@@ -38,6 +39,7 @@ class Diagnosis:
     shards: int
     nbytes: int  # of the payloads read
     passed_over: int  # samples of the shards that an earlier repair left out
+    encoded: bool  # by `ltx-shards encode`, which can make a shard again
 
     @property
     def sound(self) -> bool:
@@ -60,24 +62,29 @@ def summary(diagnosis: Diagnosis, repaired: bool) -> list[str]:
     """Two lines in rich's markup: what was looked at, and whether it is sound."""
     samples = 0 if diagnosis.manifest is None else len(diagnosis.manifest)
     looked = (
-        f"{escape(str(diagnosis.root))}: {samples:,} samples in the manifest, {diagnosis.shards:,} shards, "
-        f"{diagnosis.nbytes:,} bytes read"
+        f"{escape(str(diagnosis.root))}: {counted(samples, 'sample')} in the manifest, "
+        f"{counted(diagnosis.shards, 'shard')}, {diagnosis.nbytes:,} bytes read"
     )
     if diagnosis.passed_over:
-        looked += f", {diagnosis.passed_over:,} samples left out by an earlier repair"
+        looked += f", {counted(diagnosis.passed_over, 'sample')} left out by an earlier repair"
+    if is_web(diagnosis.root):
+        looked += "; a web server lists no files, so shards that the manifest does not name are not looked at"
     return [looked, _verdict(diagnosis, repaired)]
 
 
 def _verdict(diagnosis: Diagnosis, repaired: bool) -> str:
     if diagnosis.sound:
-        return "[green]sound[/green]"
+        warnings = len(diagnosis.findings.listed())
+        return "[green]sound[/green]" + (f", {counted(warnings, 'warning')}" if warnings else "")
     if not diagnosis.sound_when_mended:
         kinds = [kind for kind in UNMENDABLE if diagnosis.findings.of(kind).count]
         return f"[red]not sound[/red]: {KINDS[kinds[0]].meaning}, which --repair cannot mend"
     if repaired:
         return "[green]sound[/green] after the repair"
     root = escape(str(diagnosis.root))
-    keeps = f"`ltx-shards doctor {root} --repair` keeps {len(diagnosis.mended):,} samples"
+    keeps = f"`ltx-shards doctor {root} --repair` keeps {counted(len(diagnosis.mended), 'sample')}"
+    if diagnosis.encoded and any(diagnosis.findings.of(kind).count for kind in ("shard", "cut")):
+        keeps += ", and the same `ltx-shards encode` again makes the missing shards anew"
     return f"[red]not sound[/red]: {keeps}{escape(rewritten(diagnosis))}"
 
 

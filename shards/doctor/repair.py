@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shards.counted import counted
 from shards.dataset.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, write_manifest
 from shards.dataset.output import rewriting
@@ -34,14 +35,15 @@ def repair(diagnosis: Diagnosis) -> list[str]:
     with rewriting(storage, diagnosis.seen):
         if diagnosis.changes.left_out:
             write_left_out(storage, [*read_left_out(storage), *diagnosis.changes.left_out])
-            lines.append(f"listed {len(diagnosis.changes.left_out)} samples in {LEFT_OUT_NAME}")
+            listed = counted(len(diagnosis.changes.left_out), "sample")
+            lines.append(f"{LEFT_OUT_NAME} keeps {listed} that the shards still hold out of the next index")
         if storage.stat(MANIFEST_NAME):
             name = _free(storage)
             storage.write(name, storage.read(MANIFEST_NAME))
             lines.append(f"kept the manifest as it was in {name}")
         write_manifest(root, diagnosis.mended)
     before = 0 if diagnosis.manifest is None else len(diagnosis.manifest)
-    lines.append(f"wrote {MANIFEST_NAME}: {len(diagnosis.mended)} samples, {before} before")
+    lines.append(f"wrote {MANIFEST_NAME}: {counted(len(diagnosis.mended), 'sample')}, {before:,} before")
     return lines
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from shards.errors import InputError
 from shards.storage.entry import Entry
 from shards.storage.folder import Folder
 
@@ -60,6 +61,18 @@ class Storage(Protocol):
 def is_url(root: Root) -> bool:
     """Whether `root` names an object store and not a folder."""
     return isinstance(root, str) and "://" in root
+
+
+def is_web(root: Root) -> bool:
+    """Whether `root` is at a web server: files there are only read, and not listed."""
+    return isinstance(root, str) and root.startswith(("http://", "https://"))
+
+
+def check_writable(root: Root) -> None:
+    """Raise InputError for a place that is only read."""
+    if is_web(root):
+        name = open_storage(root).name
+        raise InputError(f"{name}: a web server is only read: write to a folder, s3://, gs:// or az://")
 
 
 def open_storage(root: Root) -> Storage:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
 from obstore.store import AzureStore, HTTPStore, from_url
 
 from shards.errors import InputError
@@ -45,6 +45,7 @@ _PARTS_AT_ONCE = 8
 # metadata service that machines of a cloud have, is asked for some.
 _DENIED = ("status code: 401", "status code: 403", "169.254.169.254", "metadata.google.internal")
 _PAST_END = ("status code: 416", "Wanted range starting at")
+_NO_ANSWER = "error sending request"
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; AWS_SKIP_SIGNATURE=true if public",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -170,6 +171,11 @@ class ObjectStorage:
         with self._asked(path):
             try:
                 data = obstore.get_range(self._store, path, start=offset, length=len(view))
+            except NotSupportedError:
+                raise InputError(
+                    f"{self.name}: this server does not answer byte ranges: serve the dataset with nginx or from an "
+                    "object store, or copy it here"
+                ) from None
             except GenericError as error:
                 # Servers refuse a range that begins at or after the end, and some others.
                 beyond = any(mark in str(error) for mark in _PAST_END)
@@ -228,6 +234,8 @@ class ObjectStorage:
             cause = _cause(error)
             if any(mark in cause for mark in _DENIED):
                 cause = f"access denied ({cause}); {self._credentials()}"
+            elif cause.endswith(_NO_ANSWER):
+                cause = f"no server answers there: check the address and the network ({cause})"
             raise InputError(f"{self._url(path)}: {cause}") from error
 
     def _credentials(self) -> str:

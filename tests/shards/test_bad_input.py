@@ -55,7 +55,10 @@ KEEP_ONE = (
 )
 FULL = "No space left on device: make room and run the same command again"
 FORBIDDEN = "Permission denied: see to the permissions and run the same command again"
-ADVICE = "; `ltx-shards doctor {root} --repair` keeps the samples that are whole"
+ADVICE = (
+    "; put a whole copy of the shard in its place, or `ltx-shards doctor {root} --repair` writes a manifest of the "
+    "samples that are whole, which needs no index after it"
+)
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -312,7 +315,7 @@ CASES: dict[str, Case] = {
     "shards of no samples": Case(
         only_other_files,
         "index",
-        "{root}: its 3 shards hold no sample: a sample is a .json and a .safetensors of one name",
+        "{root}: 3 shards without a sample, which is a .json and a .safetensors of one name",
     ),
     "no shards": Case(
         lambda root: shutil.rmtree(root / "shards"),
@@ -497,7 +500,7 @@ def test_empty_captions_are_named(clips: Path) -> None:
     code, out, _ = run(*ENCODE.format(model=tiny_model()).split())
     assert code == 0
     assert " ".join(out.split()).endswith(
-        "t.csv: 1 captions are empty (good.mp4): run `ltx-shards caption t.csv` to have them written, "
+        "t.csv: 1 empty caption (good.mp4): run `ltx-shards caption t.csv` to have them written, "
         "and encode into another folder"
     )
 

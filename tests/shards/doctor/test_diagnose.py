@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from shards.geometry import Grid
 from shards.storage import Folder, open_storage
 from tests.support import mosaic
 from tests.support.damage import edit_manifest, flip
-from tests.support.datasets import write_dataset
+from tests.support.datasets import GRIDS, write_dataset
 from tests.support.scenarios import SAMPLES, SCENARIOS, one_of, sound_dataset
-from tests.support.servers import make_bucket, s3_environment, s3_server
+from tests.support.servers import make_bucket, s3_environment, s3_server, without_ranges
 
 sizes = st.integers(1, 4)
 grids = st.tuples(sizes, sizes, sizes)
@@ -228,7 +228,7 @@ def test_the_command_says_sound_or_not_by_its_exit_code(
     assert "dropped 'clips/01' of shards/000000.tar: the bytes are not" in printed
     assert "\nsound after the repair\n" in printed
     assert command(monkeypatch, root) == 0
-    assert "1 samples left out by an earlier repair" in capsys.readouterr().out
+    assert "1 sample left out by an earlier repair" in capsys.readouterr().out
     (root / "dataset.json").unlink()
     assert command(monkeypatch, root) == 2
     assert capsys.readouterr().err.startswith(f"error: {root}/dataset.json is missing")
@@ -260,7 +260,7 @@ def test_machines_get_json(
     (finding,) = values["findings"]
     assert (finding["kind"], finding["severity"], finding["count"]) == ("checksum", "error", 1)
     assert finding["examples"][0]["key"] == "clips/01"
-    assert [row["ranks"] for row in values["efficiency"]] == [8, 8, 64, 64, 512, 512]
+    assert [row["ranks"] for row in values["efficiency"]] == [8, 8, 64, 512]
     assert command(monkeypatch, root, "--json", "--repair") == 0
     values = json.loads(capsys.readouterr().out)
     assert values["sound"]
@@ -297,3 +297,49 @@ def test_a_dataset_in_an_object_store_is_checked_and_mended(tmp_path: Path) -> N
         assert (len(after.mended), after.passed_over) == (11, 1)
         index(url)
         assert len(open_dataset(url).manifest) == 11
+
+
+def test_a_sound_dataset_with_warnings_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path, 6, references=[None, GRIDS[1]], grids=[GRIDS[1]])
+    assert command(monkeypatch, tmp_path) == 0
+    assert "\nsound, 1 warning\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lose", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_shard_that_encode_made_can_be_made_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lose: Callable[[Path], object],
+) -> None:
+    root = sound_dataset(tmp_path)
+    lose(root / "shards/000001.tar")
+    for encoded in (False, True):
+        if encoded:
+            (root / ".encode").mkdir()
+            (root / ".encode/job.json").write_text("{}")
+        assert command(monkeypatch, root) == 1
+        advice = "samples, and the same `ltx-shards encode` again makes the missing shards anew\n"
+        assert (advice in capsys.readouterr().out) == encoded
+
+
+def test_a_dataset_at_a_web_server_is_checked_by_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = sound_dataset(tmp_path)
+    with without_ranges(root) as url:
+        assert command(monkeypatch, url) == 0
+        said = "a web server lists no files, so shards that the manifest does not name are not looked at"
+        assert said in capsys.readouterr().out
+        flip(root, 1)
+        assert command(monkeypatch, url) == 1
+        assert "checksum" in capsys.readouterr().out
+        assert command(monkeypatch, url, "--repair") == 2
+        assert f"error: {url}: a web server is only read: write to a folder" in capsys.readouterr().err
+        assert command(monkeypatch, f"{url}/wrong") == 2
+        assert capsys.readouterr().err == (
+            f"error: {url}/wrong/dataset.json is missing: no dataset is there, as manifest.parquet is missing too: "
+            "check the URL\n"
+        )

@@ -176,8 +176,8 @@ def test_what_was_done_is_said_line_by_line(tmp_path: Path) -> None:
         "dropped 'clips/02' of shards/000000.tar: the bytes are not those of the manifest's"
     )
     assert lines[1:] == [
-        "added 1 samples of shards/000002.tar",
-        f"listed 1 samples in {LEFT_OUT_NAME}",
+        "added 1 sample of shards/000002.tar",
+        f"{LEFT_OUT_NAME} keeps 1 sample that the shards still hold out of the next index",
         f"kept the manifest as it was in {BEFORE_REPAIR}",
         f"wrote {MANIFEST_NAME}: 11 samples, 11 before",
     ]

@@ -19,10 +19,11 @@ from shards.dataset.opened import Dataset, open_dataset
 from shards.errors import DamagedSample, InputError, ShardError
 from shards.formats.sample import Sample
 from shards.reader import Reader
-from shards.storage import open_storage
+from shards.storage import check_writable, open_storage
 from shards.storage.objects import RETRY, ObjectStorage
 from tests.support.datasets import write_dataset
-from tests.support.servers import NGINX, NO_NGINX, Fault, Proxy, nginx, proxy, s3_environment
+from tests.support.runs import free_port
+from tests.support.servers import NGINX, NO_NGINX, Fault, Proxy, nginx, proxy, s3_environment, without_ranges
 
 QUICK = RETRY | {"max_retries": 3, "backoff": {"init_backoff": timedelta(seconds=0.01), "base": 2}}
 DATA = bytes(range(256)) * 2000
@@ -417,3 +418,36 @@ def test_a_web_server_is_only_read(web: str) -> None:
     with pytest.raises(InputError, match="a web server does not list its files"):
         storage.list()
     assert urllib.request.urlopen(f"{web}/my%20set/dataset.json", timeout=20).status == 200
+
+
+def test_a_web_server_without_ranges_is_told_at_once(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    with without_ranges(tmp_path) as url:
+        far = open_dataset(url)
+        for read in (
+            lambda: Reader(far),
+            lambda: open_storage(url).fill(far.manifest.shards[0], 0, memoryview(bytearray(5))),
+        ):
+            with pytest.raises(InputError) as error:
+                read()
+            assert str(error.value) == (
+                f"{url}: this server does not answer byte ranges: serve the dataset with nginx or from an object "
+                "store, or copy it here"
+            )
+
+
+def test_where_no_server_is_that_is_said() -> None:
+    url = f"http://127.0.0.1:{free_port()}/set"
+    with pytest.raises(InputError) as error:
+        ObjectStorage(url, {**RETRY, "max_retries": 0}).stat("dataset.json")
+    assert str(error.value).startswith(
+        f"{url}/dataset.json: no server answers there: check the address and the network ("
+    )
+
+
+def test_a_web_server_is_refused_as_a_target_before_it_is_asked() -> None:
+    for url in ("http://127.0.0.1:1/x", "https://127.0.0.1:1/x"):
+        with pytest.raises(InputError, match=f"^{url}: a web server is only read: write to a folder, s3://"):
+            check_writable(url)
+    for root in ("s3://bucket/x", "folder", Path("http://x")):
+        check_writable(root)
