@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from shards.cli.printing import print_summary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import TaskID
 
     from shards.prepare.split.stage import Request, SplitReport
     from shards.prepare.work.workers import Worker
@@ -81,9 +84,9 @@ def split(
         min_scene_length=min_scene_length,
         frame_skip=frame_skip,
         downscale=downscale,
-        skip_start=Length.parse(skip_start),
-        skip_end=Length.parse(skip_end),
-        filter_shorter_than=Length.parse(filter_shorter_than),
+        skip_start=Length.parse(skip_start, "--skip-start"),
+        skip_end=Length.parse(skip_end, "--skip-end"),
+        filter_shorter_than=Length.parse(filter_shorter_than, "--filter-shorter-than"),
         max_scenes=max_scenes,
     )
     me = this_worker(os.environ, worker, workers)
@@ -101,20 +104,22 @@ def _run(request: Request, place: Worker) -> SplitReport:
     from shards.prepare.work.progress import progress_bar
 
     with progress_bar(quiet=place.index > 0) as progress:
-        videos = progress.add_task("Splitting videos", total=None)
-        current = progress.add_task("", total=None)
+        bars: dict[str, TaskID] = {}
 
-        def show(path: Path, done: int, total: int) -> None:
-            if done % 25 == 0:
-                progress.update(current, description=path.name, completed=done, total=total or None)
+        def show(bar: str, what: str, done: int, total: int) -> None:
+            # Not before there is something to count: until then there may be an error.
+            if bar not in bars:
+                bars[bar] = progress.add_task(what)
+            progress.update(bars[bar], description=what, completed=done, total=total or None)
 
-        report = split_videos(
-            request,
-            place,
-            on_videos=lambda done, total: progress.update(videos, completed=done, total=total),
-            on_frame=show,
-        )
-        progress.remove_task(current)
+        def show_frame(what: str, done: int, total: int) -> None:
+            if done % 25 == 0 or done == total:
+                show("frames", what, done, total)
+
+        show_videos = partial(show, "videos", "Splitting videos")
+        report = split_videos(request, place, on_videos=show_videos, on_frame=show_frame)
+        if "frames" in bars:
+            progress.remove_task(bars["frames"])
     return report
 
 
@@ -124,11 +129,15 @@ def _render(report: SplitReport) -> list[RenderableType]:
     from rich.text import Text
 
     from shards.prepare.failures import FAILURES_NAME, failures_table
+    from shards.prepare.split.stage import PREVIEWS
 
-    counts = Table("videos", "scenes", "hours")
+    counts = Table("videos", "scenes", "h:mm:ss")
     failed = len(report.failures)
-    counts.add_row(str(report.videos - failed), str(report.scenes), f"{report.seconds / 3600:.2f}")
-    parts: list[RenderableType] = [Text(str(report.table)), counts]
+    counts.add_row(
+        str(report.videos - failed), str(report.scenes), str(timedelta(seconds=round(report.seconds)))
+    )
+    previews = Text(f"previews of the scenes: {report.table.parent / PREVIEWS}")
+    parts: list[RenderableType] = [Text(str(report.table)), counts, previews]
     parts += [Text(f"{count} scenes left out: {reason}") for reason, count in report.left_out.items()]
     if failed:
         title = f"{failed} videos could not be read, all listed in {report.table.parent}/{FAILURES_NAME}"
@@ -136,4 +145,5 @@ def _render(report: SplitReport) -> list[RenderableType]:
     if report.damaged:
         title = f"{len(report.damaged)} videos break off and were used up to there"
         parts.append(failures_table(report.damaged, title, column="video"))
+    parts.append(Text(f"next: ltx-shards caption {report.table}"))
     return parts

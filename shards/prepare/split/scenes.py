@@ -33,8 +33,8 @@ class Length(NamedTuple):
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Length:
-        """Read "17" (frames), "2.5s", or "HH:MM:SS" with or without a fraction. Raises InputError."""
+    def parse(cls, text: str, flag: str) -> Length:
+        """Read "17" (frames), "2.5s", or "HH:MM:SS" with or without a fraction. Raises InputError naming `flag`."""
         text = text.strip()
         if re.fullmatch(r"\d+", text):
             return cls(frames=int(text))
@@ -43,7 +43,7 @@ class Length(NamedTuple):
         if match := re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)", text):
             hours, minutes, seconds = match.groups()
             return cls(seconds=3600 * int(hours) + 60 * int(minutes) + float(seconds))
-        raise InputError(f"length {text!r}: give frames as 17, seconds as 2.5s, or HH:MM:SS")
+        raise InputError(f"{flag} {text!r}: give frames as 17, seconds as 2.5s, or HH:MM:SS")
 
     def in_frames(self, rate: Fraction) -> int:
         """Frames at `rate` frames per second, rounded."""

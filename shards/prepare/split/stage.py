@@ -9,12 +9,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.atomic import place
 from shards.errors import InputError
-from shards.prepare.failures import reason_for, write_failures
+from shards.prepare.failures import read_failures, reason_for, write_failures
 from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.film import Film, reading, writing
 from shards.prepare.split.footage import Video, find_videos
@@ -30,6 +31,7 @@ from shards.prepare.split.scenes import Found, Scene, SceneOptions, check, find_
 from shards.prepare.split.sheet import PER_PAGE, shown_frames, thumbnail, write_sheet
 from shards.prepare.tables.rows import TABLE_SUFFIXES, read_rows, write_rows
 from shards.prepare.work.job import Job
+from shards.prepare.work.trial import deadly, was_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"
 _STATE = ".split"
+_PATIENCE_S = 86400.0  # for a whole video, where a process died at it
 
-OnFrame = Callable[[Path, int, int], None]  # video, frames gone by, frames to go by in all (0: not known)
+OnFrame = Callable[
+    [str, int, int], None
+]  # what is done to which video, frames gone by, frames in it (0: not known)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ def check_request(
         raise InputError(f"--table {table!r}: a file name ending in .csv, .json or .jsonl")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is not a folder")
+    if out.resolve() in [given.resolve() for given in inputs]:
+        raise InputError(
+            f"--out {out} is the folder of the videos, and clips would lie among them: give another"
+        )
     videos = find_videos(inputs, recursive, out, read_records(Folder(out)))
     return Request(videos, out, options, crf, table)
 
@@ -91,7 +100,7 @@ def split(
     request: Request,
     worker: Worker = ALONE,
     on_videos: Callable[[int, int], None] = lambda done, total: None,
-    on_frame: OnFrame = lambda path, done, total: None,
+    on_frame: OnFrame = lambda what, done, total: None,
 ) -> SplitReport:
     """Write a clip per scene of each video as `out/VIDEO/VIDEO-scene-0001.mp4`, and a table beside them.
 
@@ -118,13 +127,20 @@ def split(
         shutil.rmtree(scratch, ignore_errors=True)  # what killed workers left
         return summary
 
-    result = job.run(
-        worker,
-        lambda unit: _split_one(storage, videos[unit], options, crf, scratch, on_frame),
-        finish,
-        on_videos,
-        lambda unit: str(videos[unit].path),
-    )
+    died = {source for source, reason in read_failures(storage) if was_deadly(reason)}
+
+    def do(unit: int, careful: bool = False) -> dict[str, Any]:
+        video = videos[unit]
+        if careful or _source(video) in died:
+            alone = partial(_split_one, storage, options, crf, scratch, _tell_nobody)
+            for how in deadly(alone, [video], _PATIENCE_S).values():
+                return {"source": _source(video), "failure": how}
+        return _split_one(storage, options, crf, scratch, on_frame, video)
+
+    def describe(unit: int) -> str:
+        return str(videos[unit].path)
+
+    result = job.run(worker, do, finish, on_videos, describe, careful=partial(do, careful=True))
     if not (out / table).exists():
         _update_table(storage, table)
     pairs = {name: [tuple(pair) for pair in result[name]] for name in ("failures", "damaged")}
@@ -143,11 +159,19 @@ def _digest(videos: Sequence[Video]) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
+def _tell_nobody(what: str, done: int, total: int) -> None:
+    """Of frames that go by in another process."""
+
+
+def _source(video: Video) -> str:
+    return os.fsencode(video.path).decode(errors="backslashreplace")
+
+
 def _split_one(
-    storage: Folder, video: Video, options: SceneOptions, crf: int, scratch: Path, on_frame: OnFrame
+    storage: Folder, options: SceneOptions, crf: int, scratch: Path, on_frame: OnFrame, video: Video
 ) -> dict[str, Any]:
     """Split a video, unless that was done; a record of it is written last. Its failure is the result too."""
-    source = os.fsencode(video.path).decode(errors="backslashreplace")
+    source = _source(video)
     if source != str(video.path):
         return {"source": source, "failure": "its name is not UTF-8 text: rename it"}
     size = size_of(video.path)
@@ -160,7 +184,7 @@ def _split_one(
         return dict(record)
     scratch.mkdir(exist_ok=True)
     try:
-        found = find_scenes(video.path, options, lambda done, total: on_frame(video.path, done, 2 * total))
+        found = find_scenes(video.path, options, partial(on_frame, f"{video.path.name}: scenes"))
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
             clips = _write_clips(storage, video, found, crf, Path(temporary), on_frame)
     except FileNotFoundError:
@@ -217,7 +241,7 @@ def _write_clip(
     shown = shown_frames(scene)
     with writing(file, scene.rate(film.rate), crf, film.pixel) as append:
         for number, frame in numbered:
-            on_frame(video.path, film.length + number + 1, 2 * film.length)
+            on_frame(f"{video.path.name}: clips", number + 1, film.length)
             if number < scene.first:
                 continue
             thumbs += [thumbnail(film.picture(frame))] * shown.count(number)
@@ -242,9 +266,11 @@ def _update_table(storage: Folder, name: str) -> None:
     rows = read_rows(path) if path.exists() else []
     clips: dict[str, dict[str, Any]] = {}
     for record in read_records(storage).values():
+        # From the table's folder, as all paths in it.
+        source = Path(os.path.relpath(record["path"], storage.root.resolve())).as_posix()
         for clip in record["clips"]:
             place = {"start": clip["start"], "end": clip["end"]}
-            row = {"media_path": clip["media_path"], "caption": "", "source": record["source"], **place}
+            row = {"media_path": clip["media_path"], "caption": "", "source": source, **place}
             clips[row["media_path"]] = row
     gone = {media for media in clips if not (storage.root / media).exists()}
     listed = {row.get("media_path") for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import shards.prepare.split.stage as module
 from shards.prepare.split.scenes import Length, SceneOptions
 from shards.prepare.split.stage import SplitReport, check_request, split
+from shards.prepare.tables.rows import read_rows
 from shards.prepare.work.workers import Worker
 from tests.support.command import run
 from tests.support.footage import tree, write_scenes
-from tests.support.killing import finish, kill_when
+from tests.support.killing import end, finish, kill_when, start
 
 
 @pytest.fixture
@@ -60,7 +62,14 @@ def test_every_option_is_passed_on(
         downscale=2,
     )
     printed = capsys.readouterr().out
-    for text in ("0.01", "3 scenes left out: shorter than 5 frames", "x.mp4", "torn"):
+    for text in (
+        "0:00:36",
+        "out/previews",
+        "next: ltx-shards caption out/t.csv",
+        "3 scenes left out: shorter than 5 frames",
+        "x.mp4",
+        "torn",
+    ):
         assert text in printed
 
 
@@ -76,7 +85,8 @@ def test_the_usual_is_what_the_library_takes(calls: list[Any], monkeypatch: pyte
     [
         (["b.mp4"], "b.mp4: no such video or folder"),
         (["a.mp4", "--detector", "magic"], "--detector 'magic' is not known"),
-        (["a.mp4", "--filter-shorter-than", "long"], "length 'long': give frames as 17"),
+        (["a.mp4", "--filter-shorter-than", "long"], "--filter-shorter-than 'long': give frames as 17"),
+        (["a.mp4", "--skip-start", "-5"], "--skip-start '-5': give frames as 17"),
         (["a.mp4", "--workers", "0"], "--workers 0"),
         (["a.mp4", "--worker", "1"], "--worker 1 needs --workers"),
     ],
@@ -94,6 +104,36 @@ def test_what_the_user_got_wrong_is_one_line(
     assert message in errors
     assert errors.count("\n") == 1
     assert not calls
+
+
+# Stands for a decoder with a fault: the interpreter imports it at its start.
+_FAULTY = """
+import ctypes, av
+
+opened = av.open
+
+def open(file, *arguments, **named):
+    if "deadly" in str(file):
+        ctypes.string_at(0)
+    return opened(file, *arguments, **named)
+
+av.open = open
+"""
+
+
+def test_a_video_that_kills_its_process_is_a_failure_and_the_others_are_split(tmp_path: Path) -> None:
+    for name in ("a", "deadly", "z"):
+        write_scenes(tmp_path / f"videos/{name}.mp4", (20,))
+    (tmp_path / "sitecustomize.py").write_text(_FAULTY)
+    arguments = ["split", tmp_path / "videos", "--out", tmp_path / "out"]
+    done = [end(start(arguments, PYTHONPATH=str(tmp_path))) for _ in range(3)]
+    assert [code for code, _ in done] == [-signal.SIGSEGV, 0, 0], done[1][1]
+    assert [row["media_path"] for row in read_rows(tmp_path / "out/dataset.jsonl")] == [
+        f"{name}/{name}-scene-0001.mp4" for name in ("a", "z")
+    ]
+    assert [row["reason"] for row in read_rows(tmp_path / "out/failures.jsonl")] == [
+        "the process died while reading it: SIGSEGV"
+    ]
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_clips(tmp_path: Path) -> None:

@@ -169,21 +169,21 @@ def test_nothing_left_is_the_videos_fault(video: Path) -> None:
 
 @given(st.integers(0, 10**6))
 def test_lengths_in_frames(frames: int) -> None:
-    assert Length.parse(f" {frames} ").in_frames(Fraction(30)) == frames
+    assert Length.parse(f" {frames} ", "--skip-end").in_frames(Fraction(30)) == frames
 
 
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 5999))
 def test_lengths_in_seconds(hours: int, minutes: int, hundredths: int) -> None:
     seconds = 3600 * hours + 60 * minutes + hundredths / 100
     for text in (f"{seconds:.2f}s", f"{hours:02d}:{minutes:02d}:{hundredths / 100:05.2f}"):
-        assert Length.parse(text).seconds == pytest.approx(seconds)
-        assert Length.parse(text).in_frames(Fraction(24)) == round(seconds * 24)
+        assert Length.parse(text, "--skip-end").seconds == pytest.approx(seconds)
+        assert Length.parse(text, "--skip-end").in_frames(Fraction(24)) == round(seconds * 24)
 
 
 @pytest.mark.parametrize("text", ["", "-3", "2.5", "3 s", "1:2", "00:61:00", "00:00:60", "many", "1e3s"])
 def test_what_is_no_length_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"give frames as 17, seconds as 2\.5s, or HH:MM:SS"):
-        Length.parse(text)
+        Length.parse(text, "--skip-end")
 
 
 @pytest.mark.parametrize(

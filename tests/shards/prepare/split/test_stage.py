@@ -62,7 +62,7 @@ def test_the_table_names_every_clip(videos: Path, tmp_path: Path, name: str) -> 
         *(f"b/b-scene-{number:04d}.mp4" for number in (1, 2)),
     ]
     assert {row["caption"] for row in rows} == {""}
-    assert rows[4]["source"] == str(videos / "b.mp4")
+    assert rows[4]["source"] == "../videos/b.mp4", "relative to the table, as all paths in it"
     assert (float(rows[4]["start"]), float(rows[4]["end"])) == pytest.approx((25 / 24, 43 / 24))
 
 
@@ -262,10 +262,10 @@ def test_another_video_of_the_same_name_has_a_folder_of_its_own(videos: Path, tm
     sources = {
         row["media_path"].split("/")[0]: row["source"] for row in read_rows(tmp_path / "out/dataset.jsonl")
     }
-    assert sources.pop("a") == str(videos / "a.mp4")
+    assert sources.pop("a") == "../videos/a.mp4"
     ((name, source),) = sources.items()
     assert name.startswith("a-")
-    assert source == str(other)
+    assert source == "../other/a.mp4"
 
 
 def test_a_video_that_changed_is_refused(videos: Path, tmp_path: Path) -> None:
@@ -314,6 +314,12 @@ def test_the_output_cannot_be_a_file(videos: Path, tmp_path: Path) -> None:
         run(videos, out=tmp_path / "out")
 
 
+def test_the_output_is_not_the_folder_of_the_videos(videos: Path) -> None:
+    with pytest.raises(InputError, match=r"is the folder of the videos, and clips would lie among them"):
+        run(videos, out=videos / "../videos")
+    assert sorted(path.name for path in videos.iterdir()) == ["a.mp4", "b.mp4"]
+
+
 def test_what_a_killed_worker_left_is_gone_at_the_end(videos: Path, tmp_path: Path) -> None:
     run(videos / "a.mp4", out=tmp_path / "out")
     job = next(path.parent for path in (tmp_path / "out/.split").glob("*/job.json"))
@@ -327,8 +333,8 @@ def test_what_a_killed_worker_left_is_gone_at_the_end(videos: Path, tmp_path: Pa
 def test_frames_are_told_over_both_readings(videos: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     request = replace(check_request([videos / "a.mp4"], tmp_path / "out", SceneOptions()))
-    split(request, on_frame=lambda path, done, total: told.append((path.name, done, total)))
-    assert told == [("a.mp4", number, 140) for number in range(1, 141)]
+    split(request, on_frame=lambda *what: told.append(what))
+    assert told == [(f"a.mp4: {made}", n, 70) for made in ("scenes", "clips") for n in range(1, 71)]
 
 
 def test_records_are_json(videos: Path, tmp_path: Path) -> None:
