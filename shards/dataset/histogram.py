@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from shards.counted import counted
 from shards.dataset.manifest import Manifest
 from shards.geometry import Bucket, Scale
 
@@ -44,7 +45,7 @@ def picture(manifest: Manifest, scale: Scale, title: str) -> bytes:
     lengths.set(
         xlabel="tokens of a sample (lines: the sizes below, without references)",
         ylabel="samples",
-        title=f"{title}: {len(tokens):,} samples of {_range(tokens)} tokens",
+        title=f"{title}: {counted(len(tokens), 'sample')} of {_range(tokens)} tokens",
     )
     places = np.arange(len(frequent))
     bars = sizes.barh(places, counts[frequent], color=_BAR)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shards.counted import counted
 from shards.dataset.info import DatasetInfo, write_info
 from shards.dataset.left_out import read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
@@ -156,7 +157,7 @@ def _check_keys(datasets: Sequence[Dataset]) -> None:
     (key, first), (_, second) = places
     raise InputError(
         f"key {key!r} is in {first} and in {second}: keys lie in the shards and must be unique, so leave one "
-        f"dataset out, or encode it again from a table with other paths ({len(twins)} keys are in two)"
+        f"dataset out, or encode it again from a table with other paths ({counted(len(twins), 'key')} in two)"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
 
+from shards.counted import counted
 from shards.dataset.opened import Dataset
 from shards.geometry import UNIT_PATCH, Bucket, Patch
 
@@ -97,7 +98,10 @@ def _totals(stats: Stats) -> Table:
     table = Table(show_header=False, title="Dataset")
     hours, rest = divmod(round(stats.seconds), 3600)
     for name, value in (
-        ("samples", f"{stats.samples:,} ({stats.images:,} images, {stats.references:,} with a reference)"),
+        (
+            "samples",
+            f"{stats.samples:,} ({counted(stats.images, 'image')}, {stats.references:,} with a reference)",
+        ),
         ("shards", f"{stats.shards:,}"),
         ("bytes", f"{stats.nbytes:,}"),
         ("tokens", f"{stats.total_tokens:,}"),
@@ -122,7 +126,7 @@ def _sizes(stats: Stats) -> Table:
     others = stats.sizes[_SIZES:]
     if others:
         rest = sum(count for _, count in others)
-        table.add_row(f"{len(others)} other sizes", f"{rest:,}", f"{rest / stats.samples:.1%}")
+        table.add_row(counted(len(others), "other size"), f"{rest:,}", f"{rest / stats.samples:.1%}")
     return table
 
 

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from shards.dataset.encoding import JOB
 from shards.dataset.index import index
 from shards.dataset.manifest import Manifest, read_manifest, write_manifest
 from shards.dataset.opened import open_dataset
+from shards.prepare.work.job import Job
+from shards.storage import Folder
 
 Member = tuple[str, bytes]
 UNFINISHED = "{}: encoding is unfinished (2 of 5 units): run the same `ltx-shards encode` again"
@@ -113,9 +116,8 @@ def manifest_of(root: Path) -> Manifest:
 
 def half_encoded(root: Path, units: int, done: int) -> None:
     """As `encode` leaves a folder when it is killed: its notes, and neither description nor manifest."""
+    Job(Folder(root), JOB, units, {})
     for number in range(done):
-        (root / ".encode/units").mkdir(parents=True, exist_ok=True)
-        (root / f".encode/units/{number:06d}.json").write_text("{}")
-    (root / ".encode/job.json").write_text(json.dumps({"format": 1, "units": units, "identity": {}}))
+        Folder(root).write(f"{JOB}/units/{number:06d}.json", b"{}")
     for name in ("dataset.json", "manifest.parquet"):
         (root / name).unlink(missing_ok=True)

@@ -168,7 +168,7 @@ def test_a_key_of_two_datasets_is_refused_naming_both(tmp_path: Path) -> None:
         merge([a, b], tmp_path / "out")
     assert str(error.value) == (
         f"key 'a/0' is in {a} (shards/000000.tar) and in {b} (shards/000000.tar): keys lie in the shards and must be "
-        "unique, so leave one dataset out, or encode it again from a table with other paths (5 keys are in two)"
+        "unique, so leave one dataset out, or encode it again from a table with other paths (5 keys in two)"
     )
     assert not (tmp_path / "out").exists()
 
