@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shards.cli.printing import print_summary
+from shards.counted import counted
 from shards.errors import InputError
 
 if TYPE_CHECKING:
     from shards.geometry import Bucket
     from shards.prepare.encode.options import EncodeOptions
+    from shards.prepare.tables.table import Row
     from shards.prepare.work.workers import Worker
 
 Table = Annotated[Path, typer.Argument(metavar="DATASET", help="CSV, JSON or JSONL of clips and captions.")]
@@ -33,7 +35,10 @@ _references = typer.Option(help="Column of reference clips, or several as depth,
 _id_token = typer.Option(help="Word put before every caption.")
 _reshape = typer.Option(help="Where clips are cut to shape: center or random.")
 _windows = typer.Option(help="Most samples of a long clip, spread evenly over it: a number, or all that fit.")
-_short = typer.Option(help="Videos shorter than every video bucket: leave them out, or make a picture.")
+_short = typer.Option(
+    help="Videos shorter than every video bucket: leave them out, or make a picture. Without a video bucket in "
+    "--buckets all videos become pictures."
+)
 _downscale = typer.Option(help="Encode references with sides this many times smaller.")
 _rows = typer.Option(help="Rows of the table that go into one shard.")
 _seed = typer.Option(help="Seed of the latents' noise and of random crops.")
@@ -89,7 +94,6 @@ def encode(
     Run the same command again, with any number of workers, after a crash, which keeps what is complete, and after
     files of the table were replaced, which makes their shards again.
     """
-    from shards.geometry import Bucket
     from shards.prepare.encode.options import EncodeOptions
     from shards.prepare.work.workers import this_worker
 
@@ -115,7 +119,7 @@ def encode(
         retry_failed=retry_failed,
     )
     me = this_worker(os.environ, worker, workers)
-    _encode(dataset, model, out, Bucket.parse_list(buckets), options, me, workers or 1)
+    _encode(dataset, model, out, _parsed(buckets), options, me, workers or 1)
 
 
 def _encode(
@@ -131,15 +135,44 @@ def _encode(
     # Before torch comes: its threads give way to those that decode and to other workers, and do not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from shards.prepare.encode.report import render
-    from shards.prepare.encode.stage import check_request
-    from shards.prepare.encode.stage import encode as encode_dataset
+    from shards.prepare.encode.request import check_request, is_over
     from shards.prepare.work.workers import Worker, crew
 
     rows = check_request(dataset, out, buckets, options, me or Worker())
+    if me and me.index and is_over(out, rows, options):
+        return
+    count = _useful(me, count, rows, options)
     with nullcontext(me) if me else crew(sys.argv[1:], count) as worker:
+        from shards.prepare.encode.stage import encode as encode_dataset
+
         report = encode_dataset(dataset, model, out, buckets, options=options, worker=worker, rows=rows)
     if worker.index == 0:
         print_summary(render(report))
+
+
+def _useful(me: Worker | None, count: int, rows: Sequence[Row], options: EncodeOptions) -> int:
+    """How many of `count` workers to start; says so where there are more of them than units of work."""
+    from shards.prepare.encode.stale import units_of
+
+    units, workers = units_of(rows, options), me.count if me else count
+    if workers <= units:
+        return count
+    if not (me and me.index):
+        print(
+            f"note: {counted(units, 'unit')} of {options.rows_per_shard} rows: {units} of {workers} workers "
+            f"{'has' if units == 1 else 'have'} work; see --rows-per-shard",
+            file=sys.stderr,
+        )
+    return units
+
+
+def _parsed(buckets: str) -> Sequence[Bucket]:
+    from shards.geometry import Bucket
+
+    try:
+        return Bucket.parse_list(buckets)
+    except InputError as error:
+        raise InputError(f"--buckets: {error}") from error
 
 
 def _number_of_windows(text: str) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shards.cli.printing import print_summary
+from shards.counted import counted
 
 if TYPE_CHECKING:
     from shards.prepare.importing.stage import ImportReport
@@ -66,11 +67,14 @@ def _tell(report: ImportReport, out: str) -> None:
     from shards.prepare.failures import FAILURES_NAME, failures_table
 
     if report.failures:
-        title = f"{len(report.failures)} files were left out, all listed in {out}/{FAILURES_NAME}"
+        title = f"{counted(len(report.failures), 'file')} left out, all listed in {out}/{FAILURES_NAME}"
         print_summary(failures_table(report.failures, title))
     for note in report.notes:
         typer.echo(f"note: {note}")
+    if report.was_complete:
+        typer.echo(f"{out} is complete: {counted(report.samples, 'sample')}, nothing left to do")
+        return
     paired = f", each with {', '.join(report.references)}" if report.references else ""
     typer.echo(
-        f"{out}: {report.samples} samples{paired} in {report.seconds:.0f} s, {len(report.failures)} left out"
+        f"{out}: {counted(report.samples, 'sample')}{paired} in {report.seconds:.0f} s, {len(report.failures)} left out"
     )

@@ -53,7 +53,7 @@ def check_buckets(buckets: Sequence[Bucket], scale: Scale) -> None:
         try:
             scale.grid(bucket.frames, bucket.height, bucket.width)
         except InputError as error:
-            raise InputError(f"bucket {bucket} does not fit the VAE: {error}") from error
+            raise InputError(f"--buckets {bucket} does not fit the VAE: {error}") from error
 
 
 def choose_bucket(info: ClipInfo, buckets: Sequence[Bucket]) -> Bucket | None:
@@ -64,12 +64,16 @@ def choose_bucket(info: ClipInfo, buckets: Sequence[Bucket]) -> Bucket | None:
     """
 
     def loss(bucket: Bucket) -> tuple[float, int, float]:
-        aspect = (bucket.width * info.height) / (bucket.height * info.width)
         area = bucket.width * bucket.height / (info.width * info.height)
         # Rounded, so that buckets of one shape and length tie and the area decides.
-        return -round(min(aspect, 1 / aspect) * bucket.frames, 6), -bucket.frames, abs(math.log(area))
+        return -round(_picture_kept(info, bucket) * bucket.frames, 6), -bucket.frames, abs(math.log(area))
 
     return min((bucket for bucket in buckets if bucket.frames <= info.frames), key=loss, default=None)
+
+
+def share_kept(clip: Clip) -> tuple[float, float]:
+    """The share of a clip's picture that is left when it is cut to shape, and that of its frames that are used."""
+    return _picture_kept(clip.info, clip.bucket), clip.bucket.frames * len(clip.windows) / clip.info.frames
 
 
 def starts(frames: int, length: int, most: int | None, step: int = 1) -> list[int]:
@@ -111,6 +115,11 @@ def failure(row: Row, error: ClipError) -> Failure:
     if error.path == row.media:
         return Failure(row.source, error.reason)
     return Failure(row.source, f"its reference {error.path.name}: {error.reason}")
+
+
+def _picture_kept(info: ClipInfo, bucket: Bucket) -> float:
+    aspect = (bucket.width * info.height) / (bucket.height * info.width)
+    return min(aspect, 1 / aspect)
 
 
 def _bucket(row: Row, info: ClipInfo, rules: Rules) -> Bucket:

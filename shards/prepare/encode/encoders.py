@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import T5EncoderModel, T5TokenizerFast
 
 
+DEVICES = ("cpu", "cuda")
+
+
 class Text(NamedTuple):
     """An embedded caption: bfloat16 [T,D] on the CPU, and whether the caption was cut at the longest length."""
 
@@ -127,12 +130,14 @@ def choose_device(name: str, local: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.device_count():
         name = f"cuda:{local % torch.cuda.device_count()}"
+    if name.partition(":")[0] not in DEVICES:
+        raise InputError(f"--device {name!r} is not known: use auto, {' or '.join(DEVICES)}")
     try:
         # Asking for memory is the only test that covers every kind of device.
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used: {first}") from error
+        raise InputError(f"--device {name!r} cannot be used here: {first}") from error
 
 
 @contextmanager
@@ -161,5 +166,5 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not known: use auto, {', '.join(DTYPES)}")
+        raise InputError(f"--dtype {name!r} is not known: use auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from diffusers import AutoencoderKLLTXVideo
 from transformers import T5EncoderModel, T5TokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from shards.errors import InputError
 from shards.source import part
@@ -86,6 +87,7 @@ def fingerprint(module: nn.Module) -> str:
 
 def _load(model: str | Path, name: str, load: Callable[[Path], T]) -> T:
     path = part(model, name, "--model")
+    transformers_logging.disable_progress_bar()  # over before a person has read it, and hundreds of lines in a log
     try:
         return load(path)
     except (OSError, ValueError, ImportError) as error:

@@ -11,6 +11,7 @@ from shards.prepare.tables.table import REFERENCE_COLUMN
 DEFAULT_ROWS = 64
 SHORT_VIDEOS = ("leave", "picture")
 RESHAPE_MODES = ("center", "random")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,22 @@ class EncodeOptions:
 
 
 def check(options: EncodeOptions) -> None:
-    """Raise `InputError` naming the first option that makes no sense."""
+    """Raise `InputError` naming the first option that makes no sense, as the command has it."""
     _one_of("reshape_mode", options.reshape_mode, RESHAPE_MODES)
     _one_of("short_videos", options.short_videos, SHORT_VIDEOS)
-    for name in ("max_text_tokens", "windows", "reference_downscale", "rows_per_shard", "vae_batch"):
+    _one_of("dtype", options.dtype, DTYPES)
+    for name in ("windows", "reference_downscale", "rows_per_shard", "vae_batch", "decode_threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise InputError(f"{name} {value} must be at least 1")
-    for name in ("decode_threads", "patience_s"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} {getattr(options, name)} must be at least 1")
+            raise InputError(f"{_flag(name)} {value}: must be at least 1")
+    if options.max_text_tokens < 1:
+        raise InputError(f"max_text_tokens {options.max_text_tokens}: must be at least 1")
+    if not options.patience_s >= 1:
+        raise InputError(f"--patience {options.patience_s / 60:g}: must be at least a second, 0.017")
     if options.swap_models and options.text_encoder_8bit:
-        raise InputError("swap_models cannot move an 8-bit text encoder off the GPU: use one of both")
+        raise InputError(
+            "--swap-models cannot move the text encoder of --text-encoder-8bit off the GPU: use one of both"
+        )
 
 
 def identity(options: EncodeOptions) -> dict[str, Any]:
@@ -80,4 +85,8 @@ def identity(options: EncodeOptions) -> dict[str, Any]:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InputError(f"{name} {value!r} is not known: use {' or '.join(known)}")
+        raise InputError(f"{_flag(name)} {value!r} is not known: use {', '.join(known[:-1])} or {known[-1]}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -62,12 +62,12 @@ def pair(target: ClipInfo, bucket: Bucket, path: Path, scale: Scale) -> Referenc
 def check_downscale(buckets: Sequence[Bucket], factor: int, scale: Scale) -> None:
     """Raise `InputError` naming the first bucket whose references, `factor` times smaller, do not fit the VAE."""
     if factor < 1:
-        raise InputError(f"reference_downscale {factor} must be at least 1")
+        raise InputError(f"--reference-downscale {factor}: must be at least 1")
     for bucket in buckets:
         width, height = bucket.width / factor, bucket.height / factor
         if width % scale.spatial or height % scale.spatial:
             raise InputError(
-                f"bucket {bucket}: its references would be {width:g}x{height:g} pixels at reference_downscale "
+                f"--buckets {bucket}: its references would be {width:g}x{height:g} pixels at --reference-downscale "
                 f"{factor}, and the VAE takes multiples of {scale.spatial}"
             )
 

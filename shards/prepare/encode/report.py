@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shards.counted import counted
 from shards.prepare.failures import FAILURES_NAME, Failure, failures_table
 from shards.storage import Root
 
@@ -20,15 +21,19 @@ _SHOWN = 3  # clips named in a line
 class EncodeReport:
     """What became of a table, by the work of all workers.
 
-    `buckets` counts samples, `cut_captions` rows whose caption is too long for the text encoder; `empty_captions`
-    are the clips of rows without one, `hardware` the kinds of GPU or CPU. `was_complete`: there was nothing left to
-    do. `seconds` are this worker's.
+    `buckets` has the samples of each, and the sums over them of the shares of picture and time that are kept.
+    `pictures` counts videos that became such, `cut_captions` rows whose caption is too long for the text encoder;
+    `empty_captions` are the clips of rows without one, `hardware` the kinds of GPU or CPU. `was_complete`: there was
+    nothing left to do; the manifest, which has `listed` samples, may be another command's then. `seconds` are this
+    worker's.
     """
 
     table: Path
     out: Root
     samples: int
-    buckets: dict[str, int]
+    listed: int
+    buckets: dict[str, Sequence[float]]
+    pictures: int
     failures: tuple[Failure, ...]
     cut_captions: int
     empty_captions: Sequence[str]
@@ -38,14 +43,19 @@ class EncodeReport:
 
 
 def render(report: EncodeReport) -> Group:
-    """Samples per bucket, captions worth a look, and the first rows that were left out with their reasons."""
-    table = Table("bucket", "samples")
+    """Samples per bucket and what they lose, what is worth a look, and the first rows left out with their reasons."""
+    table = Table("bucket", "samples", "cut away on average")
     table.columns[1].justify = "right"
-    for bucket, count in sorted(report.buckets.items(), key=lambda item: -item[1]):
-        table.add_row(bucket, str(count))
+    for bucket, (count, picture, time) in sorted(report.buckets.items(), key=lambda item: -item[1][0]):
+        lost = f"{1 - picture / count:.0%} of the picture, {1 - time / count:.0%} of the time"
+        table.add_row(bucket, f"{count:.0f}", lost)
     parts: list[Table | Text | Group] = [Text(_title(report)), table]
+    if report.pictures:
+        videos = f"{counted(report.pictures, 'video')} became pictures, of a single frame"
+        parts.append(Text(f"{videos}: they fill no video bucket of --buckets"))
     if report.cut_captions:
-        parts.append(Text(f"{report.cut_captions} captions are too long for the text encoder and were cut"))
+        captions = f"{counted(report.cut_captions, 'caption')} too long for the text encoder"
+        parts.append(Text(f"{captions}: cut at its longest length"))
     if report.empty_captions:
         parts.append(Text(_empty(report)))
     if len(report.hardware) > 1:
@@ -61,12 +71,21 @@ def _empty(report: EncodeReport) -> str:
     first = ", ".join(report.empty_captions[:_SHOWN])
     more = ", ..." if len(report.empty_captions) > _SHOWN else ""
     return (
-        f"{report.table}: {len(report.empty_captions)} captions are empty ({first}{more}): run "
+        f"{report.table}: {counted(len(report.empty_captions), 'empty caption')} ({first}{more}): run "
         f"`ltx-shards caption {report.table}` to have them written, and encode into another folder"
     )
 
 
 def _title(report: EncodeReport) -> str:
-    if report.was_complete:
-        return f"{report.out} is complete: {report.samples} samples, nothing left to do"
-    return f"{report.out}: {report.samples} samples in {report.seconds:.0f} s"
+    samples = counted(report.samples, "sample")
+    if not report.was_complete:
+        return f"{report.out}: {samples} in {report.seconds:.0f} s"
+    if report.listed == report.samples:
+        return f"{report.out} is complete: {samples}, nothing left to do"
+    other = (
+        "doctor --repair, which leaves samples out" if report.listed < report.samples else "index --append"
+    )
+    return (
+        f"{report.out} is complete: {samples} encoded, nothing left to do; its manifest has {report.listed:,}, as "
+        f"another command wrote it since (ltx-shards {other})"
+    )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import transformers
+import numpy as np
 
+from shards.counted import counted
+from shards.dataset.encoding import JOB
 from shards.dataset.info import INFO_NAME, DatasetInfo, write_info
-from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.selection import join, select
 from shards.errors import InputError
-from shards.formats import SHARDS
 from shards.geometry import Bucket
 from shards.prepare.encode.assign import Rules, check_buckets
 from shards.prepare.encode.encoders import (
@@ -26,28 +28,22 @@ from shards.prepare.encode.encoders import (
     load_encoders,
 )
 from shards.prepare.encode.models import load_vae
-from shards.prepare.encode.options import EncodeOptions, check
-from shards.prepare.encode.options import identity as options_identity
+from shards.prepare.encode.options import EncodeOptions
 from shards.prepare.encode.pairing import check_downscale
 from shards.prepare.encode.report import EncodeReport
-from shards.prepare.encode.units import encode_unit, file_sizes, publish, stored_rows
+from shards.prepare.encode.request import CURES, check_request
+from shards.prepare.encode.request import identity as request_identity
+from shards.prepare.encode.stale import ATTEMPTS, rows_of, shard_name, staleness, units_of
+from shards.prepare.encode.units import encode_unit, publish, stored_rows
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.failures import FAILURES_NAME, Failure, read_failures, write_failures
-from shards.prepare.tables.table import Row, check_media, digest, read_table
+from shards.prepare.tables.table import Row, check_media
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Root, Storage, open_storage
 
-JOB = ".encode"
-ATTEMPTS = f"{JOB}/attempts"
 DEFAULTS = EncodeOptions()
-_ANEW_S = 30.0  # that workers wait for the first one where all rows failed the last time
-_LOOK_S = 0.2
-_OTHER_TABLE = (
-    "encode the table as it was. New rows: put them into a table of their own, encode it into another folder and "
-    "join both with `ltx-shards merge`. Other captions, or fewer rows: encode into another folder"
-)
 
 
 def encode(
@@ -86,14 +82,14 @@ def encode(
             progress.update(bar, completed=min(done * options.rows_per_shard, len(rows)))
 
         def do(unit: int, careful: bool = False) -> dict[str, Any]:
-            chosen = _rows_of(unit, rows, options)
+            chosen = rows_of(unit, rows, options)
             # Again: whoever began looked at all files, this keeps a disk that is away now out of the failures.
             check_media(dataset_file, _away(chosen))
             on_row = partial(progress.advance, bar)
             return encode_unit(storage, ATTEMPTS, unit, chosen, encoders, rules, options, on_row, careful)
 
         def describe(unit: int) -> str:
-            chosen = _rows_of(unit, rows, options)
+            chosen = rows_of(unit, rows, options)
             return f"{chosen[0].source} to {chosen[-1].source}"
 
         def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,65 +100,14 @@ def encode(
     failures = read_failures(storage)
     if not result["samples"]:
         raise _nothing(dataset_file, failures)
+    listed = len(read_manifest(out)) if was_complete else result["samples"]
     seconds = time.perf_counter() - started
-    counted = {**result, "failures": failures}
-    return EncodeReport(dataset_file, out, **counted, was_complete=was_complete, seconds=seconds)
-
-
-def check_request(
-    dataset_file: Path,
-    out: Root,
-    buckets: Sequence[Bucket],
-    options: EncodeOptions,
-    worker: Worker = ALONE,
-) -> tuple[Row, ...]:
-    """The rows of the table, once all is found in order that needs no model.
-
-    Worker 0 looks for every file of a job that has not begun. Raises InputError.
-    """
-    check(options)
-    if not buckets:
-        raise InputError("no resolution bucket given: write for example 768x448x89")
-    rows = read_table(dataset_file, options.caption_column, options.media_column, options.reference_column)
-    if not _begun(open_storage(out), worker) and worker.index == 0:
-        check_media(dataset_file, rows)
-    return rows
-
-
-def _begun(storage: Storage, worker: Worker) -> bool:
-    """Whether a job was begun here. Raises InputError where there is a dataset that no job made."""
-    described = f"{JOB}/job.json"
-    if begun := storage.stat(described):
-        if not storage.stat(f"{JOB}/result.json") or _holds_data(storage):
-            return True
-        # All rows failed the last time. What was wrong, files or options, will be different now: the first worker
-        # begins anew, the others wait for that.
-        if worker.index:
-            until = time.monotonic() + _ANEW_S
-            while storage.stat(described) == begun and time.monotonic() < until:
-                time.sleep(_LOOK_S)
-            return True
-        for entry in storage.list(JOB):
-            if entry.path != described:
-                storage.remove(entry.path)
-        storage.remove(described)
-    elif _holds_data(storage):
-        raise InputError(
-            f"{storage.name} already holds a dataset, or a part of one: give another folder, or remove it first"
-        )
-    return False
-
-
-def _holds_data(storage: Storage) -> bool:
-    if storage.stat(INFO_NAME) or storage.stat(MANIFEST_NAME):
-        return True
-    return any(entry.path.endswith(".tar") for entry in storage.list(SHARDS))
+    values = {**result, "failures": failures, "listed": listed}
+    return EncodeReport(dataset_file, out, **values, was_complete=was_complete, seconds=seconds)
 
 
 def _load(model: str | Path, buckets: Sequence[Bucket], options: EncodeOptions, worker: Worker) -> Encoders:
     """The networks, checked against the buckets before the large one is read."""
-    if worker.index > 0:
-        transformers.utils.logging.disable_progress_bar()
     device = choose_device(options.device, worker.local)
     vae = load_vae(model, choose_dtype(options.dtype, device))
     check_buckets(buckets, vae_scale(vae))
@@ -179,15 +124,11 @@ def _identity(
 ) -> dict[str, Any]:
     """All that the bytes of the dataset depend on."""
     return {
-        "work": "encode",
-        "rows": len(rows),
-        "table": digest(dataset_file, rows),
-        "buckets": ",".join(map(str, buckets)),
+        **request_identity(dataset_file, rows, buckets, options),
         "vae": encoders.vae_fingerprint,
         "text_encoder": encoders.text_fingerprint,
         "device": encoders.device.type,
         "dtype": str(encoders.vae.dtype).removeprefix("torch."),
-        **options_identity(options),
     }
 
 
@@ -199,32 +140,20 @@ def _job(
     worker: Worker,
 ) -> Job:
     """The job of these rows, with the units open that are to be done again."""
-    units = -(-len(rows) // options.rows_per_shard)
-    job = Job(storage, JOB, units, identity, cures={"rows": _OTHER_TABLE, "table": _OTHER_TABLE})
+    job = Job(storage, JOB, units_of(rows, options), identity, cures=CURES)
+    why = staleness(storage, rows, options)
+    reasons: set[str] = set()
 
     def stale(unit: int, result: Mapping[str, Any]) -> bool:
-        return _is_stale(_rows_of(unit, rows, options), result, options.retry_failed)
+        reasons.add(reason := why(unit, result))
+        return bool(reason)
 
-    if again := job.reopen(stale, worker):
-        why = "rows failed or files changed" if options.retry_failed else "files changed"
-        print(f"{storage.name}: {again} shards are made again: {why}", file=sys.stderr)
+    done = job.result()
+    whole = not (done and done["samples"]) or all(map(storage.stat, (INFO_NAME, MANIFEST_NAME)))
+    if again := job.reopen(stale, worker, whole):
+        because = " or ".join(sorted(filter(None, reasons)))
+        print(f"{storage.name}: {counted(again, 'shard')} made again: {because}", file=sys.stderr)
     return job
-
-
-def _rows_of(unit: int, rows: Sequence[Row], options: EncodeOptions) -> Sequence[Row]:
-    """The rows that go into one shard."""
-    return rows[unit * options.rows_per_shard : (unit + 1) * options.rows_per_shard]
-
-
-def _is_stale(rows: Sequence[Row], result: Mapping[str, Any], retry_failed: bool) -> bool:
-    """Whether a unit is to be done again: one of its files changed its size or came back, or a row failed.
-
-    What was there and is gone now keeps it: it could not be done again.
-    """
-    then, now = (list(chain(*sizes)) for sizes in (result["sizes"], file_sizes(rows)))
-    if any(size is None and before is not None for before, size in zip(then, now, strict=True)):
-        return False
-    return then != now or (retry_failed and bool(result["failures"]))
 
 
 def _away(rows: Sequence[Row]) -> list[Row]:
@@ -253,21 +182,33 @@ def _finish(
     rows = [row for unit, result in enumerate(results) for row in stored_rows(unit, result)]
     failures = [entry for result in results for entry in result["failures"]]
     write_failures(storage, failures)
-    counts: dict[str, int] = {}
+    buckets: dict[str, list[float]] = {}
     for result in results:
-        for bucket, count in result["buckets"].items():
-            counts[bucket] = counts.get(bucket, 0) + count
+        for bucket, sums in result["buckets"].items():
+            buckets[bucket] = [a + b for a, b in zip(buckets.get(bucket, [0, 0, 0]), sums, strict=True)]
     if rows:
-        write_manifest(out, Manifest.from_rows(rows))
+        write_manifest(out, join([Manifest.from_rows(rows), *_foreign(out, storage, len(results))]))
         write_info(out, describe())
     return {
         "samples": len(rows),
-        "buckets": counts,
+        "buckets": buckets,
+        "pictures": sum(result["pictures"] for result in results),
         "failures": len(failures),
         "cut_captions": sum(result["cut_captions"] for result in results),
         "empty_captions": [source for result in results for source in result["empty_captions"]],
         "hardware": sorted({result["hardware"] for result in results}),
     }
+
+
+def _foreign(out: Root, storage: Storage, units: int) -> list[Manifest]:
+    """Samples of the manifest that is there whose shards this job does not make: of `index --append`, or a merge."""
+    if storage.stat(MANIFEST_NAME):
+        with suppress(InputError):  # damaged: it is replaced
+            manifest = read_manifest(out)
+            ours = {shard_name(unit) for unit in range(units)}
+            foreign = np.array([name not in ours for name in manifest.shards], bool)[manifest.shard]
+            return [select(manifest, foreign)]
+    return []
 
 
 def _nothing(dataset_file: Path, failures: Sequence[Failure]) -> InputError:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.formats import SHARDS
 from shards.formats.meta import sample_json
 from shards.formats.row import Row as Stored
 from shards.formats.sample import payload
 from shards.formats.tar import write_shard
 from shards.geometry import Grid
 from shards.prepare.encode.ahead import Standstill, running_ahead
-from shards.prepare.encode.assign import Rules
+from shards.prepare.encode.assign import Rules, share_kept
 from shards.prepare.encode.cut import Decoded, Reading, decode, drop
 from shards.prepare.encode.encoders import Encoders, hardware
 from shards.prepare.encode.latents import batches, encode_batch
 from shards.prepare.encode.options import EncodeOptions
+from shards.prepare.encode.stale import file_sizes, shard_name
 from shards.prepare.encode.text import prompt_of
 from shards.prepare.failures import Failure
 from shards.prepare.tables.table import Row
@@ -42,7 +41,9 @@ class _Tally:
     """What became of the rows of a unit, counted as they go by."""
 
     failures: list[Failure] = field(default_factory=list)
-    buckets: Counter[str] = field(default_factory=Counter)
+    # Samples of each bucket, and the sums over them of the shares of picture and time that are kept.
+    buckets: dict[str, list[float]] = field(default_factory=dict)
+    pictures: set[str] = field(default_factory=set)  # keys of rows of videos
     cut: set[str] = field(default_factory=set)  # keys of rows
     uncaptioned: dict[str, str] = field(default_factory=dict)  # their sources by their keys
 
@@ -90,7 +91,9 @@ def encode_unit(
         "attempt": attempt if written else None,
         "rows": [_as_list(row) for row in written],
         "failures": [list(entry) for entry in tally.failures],
-        "buckets": dict(tally.buckets),
+        "bytes": _size(storage, attempt) if written else 0,
+        "buckets": tally.buckets,
+        "pictures": len(tally.pictures),
         "cut_captions": len(tally.cut),
         "empty_captions": list(tally.uncaptioned.values()),
         "sizes": sizes,
@@ -114,26 +117,17 @@ def publish(storage: Storage, number: int, made: dict[str, Any], recorded: dict[
         storage.move(recorded["attempt"], name)
 
 
-def shard_name(number: int) -> str:
-    """Path of shard `number` in the dataset."""
-    return f"{SHARDS}/{number:06d}.tar"
-
-
-def file_sizes(rows: Iterable[Row]) -> list[list[int | None]]:
-    """Bytes of the clip of each row and of its references, None for what is not there."""
-
-    def size(path: Path) -> int | None:
-        try:
-            return path.stat().st_size
-        except OSError:
-            return None
-
-    return [[size(path) for path in (row.media, *row.references)] for row in rows]
-
-
 def stored_rows(number: int, result: dict[str, Any]) -> list[Stored]:
     """Rows of the manifest out of the result of unit `number`."""
     return [_from_list(shard_name(number), values) for values in result["rows"]]
+
+
+def _size(storage: Storage, path: str) -> int:
+    """Bytes of a file that was just written."""
+    entry = storage.stat(path)
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, "the shard went away as soon as it was written", path)
+    return entry.size
 
 
 def _read(read: Reading, bad: Mapping[str, str], row: Row) -> Generator[Decoded | Failure, None, None]:
@@ -171,7 +165,10 @@ def _samples(
                     tally.cut.add(row.key)
                 if not row.caption:
                     tally.uncaptioned[row.key] = row.source
-                tally.buckets[str(sample.clip.bucket)] += 1
+                if sample.clip.info.frames > sample.clip.bucket.frames == 1:
+                    tally.pictures.add(row.key)
+                sums = tally.buckets.setdefault(str(sample.clip.bucket), [0, 0.0, 0.0])
+                sums[:] = [a + b for a, b in zip(sums, (1, *share_kept(sample.clip)), strict=True)]
                 yield _sample(sample, prompt, {**tensors, "prompt_embeds": text.embeds})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -10,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.dataset.info import DatasetInfo, Source, pack_embeds, write_info
-from shards.dataset.manifest import Manifest, write_manifest
-from shards.dataset.output import new_dataset
+from shards.counted import counted
+from shards.dataset.info import INFO_NAME, DatasetInfo, Source, pack_embeds, write_info
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.output import UNFINISHED_NAME, new_dataset
 from shards.errors import InputError
+from shards.formats import SHARDS
 from shards.formats.header import reference_name
 from shards.formats.meta import sample_json
 from shards.formats.sample import payload
 from shards.formats.tar import DEFAULT_SHARD_BYTES, ShardWriter
 from shards.geometry import Bucket, Grid, Scale
-from shards.prepare.failures import Failure, reason_for, write_failures
+from shards.prepare.failures import Failure, read_failures, reason_for, write_failures
 from shards.prepare.importing.precomputed import (
     CONDITIONS,
     LATENTS,
@@ -31,10 +35,11 @@ from shards.prepare.importing.precomputed import (
 )
 from shards.prepare.importing.pt import FileError, plain_numbers
 from shards.prepare.tables.table import read_table, sample_keys
-from shards.storage import Root
+from shards.storage import Root, open_storage
 from shards.stream import stream
 
 LTX_SCALE = Scale(8, 32)
+_REQUEST_NAME = ".import.json"  # in the dataset, says of what folder and options it was made
 _MAX_TEXT_TOKENS = 256  # what LTX-Video-Trainer pads captions to
 
 
@@ -55,13 +60,17 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was imported, what was left out and why, and what the user should know."""
+    """What was imported, what was left out and why, and what the user should know.
+
+    `was_complete`: all of it was there before the call, which wrote nothing.
+    """
 
     samples: int
     references: tuple[str, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
     seconds: float
+    was_complete: bool = False
 
 
 class _Name(NamedTuple):
@@ -81,15 +90,19 @@ def import_precomputed(
 
     Keys are those that ``encode`` gives where the table is known, else made of the files' names. What has no
     partner, or cannot be used, is left out and listed in ``out/failures.jsonl``. ``on_sample(total)`` is called
-    after each sample read. What an interrupted import left in ``out`` is replaced. The same folder gives the same
-    bytes. Raises InputError when nothing can be imported, ``out`` is not empty, or the table, a folder or the model
-    cannot be used.
+    after each sample read. What an interrupted import left in ``out`` is replaced, what a complete one of the same
+    files and options wrote stays. The same folder gives the same bytes. Raises InputError when nothing can be
+    imported, ``out`` holds something else, or the table, a folder or the model cannot be used.
     """
     started = time.perf_counter()
     if not (options.fps > 0 and math.isfinite(options.fps)):
         raise InputError(f"--fps {options.fps}: the rate of clips is a positive number")
     found = survey(root, options.references)
     names, notes = _names(found, options)
+    request = _request(found, names, options)
+    if done := _written(out, request):
+        failures, seconds = read_failures(open_storage(out)), time.perf_counter() - started
+        return ImportReport(len(done), found.taken, failures, (), seconds, was_complete=True)
     with new_dataset(out, "import") as storage:
         encoded_by = None if options.model is None else _describe(options.model)
         with ShardWriter(out, options.shard_bytes) as writer:
@@ -101,11 +114,43 @@ def import_precomputed(
             raise InputError(f"{found.root}: none of its samples could be imported; the first, {first}")
         write_info(out, result.info)
         writer.finish_shard()
+        storage.write(_REQUEST_NAME, request)
         write_manifest(out, Manifest.from_rows(writer.rows))
     if result.without_rate:
-        notes.append(f"{result.without_rate} files say no frame rate: {options.fps:g} was taken (--fps)")
+        notes.append(
+            f"{counted(result.without_rate, 'file')} without a frame rate: {options.fps:g} was taken (--fps)"
+        )
     seconds = time.perf_counter() - started
     return ImportReport(len(writer.rows), found.taken, failures, (*notes, *_pairing(found)), seconds)
+
+
+def _request(found: Found, names: Mapping[str, _Name], options: ImportOptions) -> bytes:
+    """What the dataset is made of, as JSON: the files by their names and sizes, what the table says, the options."""
+
+    def size(name: str) -> int:
+        path = found.root / name
+        return path.stat().st_size if path.is_file() else -1
+
+    digest = hashlib.sha256()
+    for files in found.samples:
+        sizes = [size(name) for name in (files.latents, files.condition, *files.references)]
+        digest.update(json.dumps([*files, sizes, names[files.latents]]).encode())
+    model = None if options.model is None else str(options.model)
+    asked = {"model": model, "fps": options.fps, "shard_bytes": options.shard_bytes}
+    return json.dumps({"files": digest.hexdigest()[:16], "references": found.taken, **asked}).encode()
+
+
+def _written(out: Root, request: bytes) -> Manifest | None:
+    """The manifest of ``out`` where a call with the same request was complete, and its shards are there."""
+    storage = open_storage(out)
+    names = (_REQUEST_NAME, INFO_NAME, MANIFEST_NAME)
+    if not all(map(storage.stat, names)) or storage.read(_REQUEST_NAME) != request:
+        return None
+    manifest = read_manifest(out)
+    if not {entry.path for entry in storage.list(SHARDS)}.issuperset(manifest.shards):
+        return None
+    storage.remove(UNFINISHED_NAME)  # of a call that was killed after its last step
+    return manifest
 
 
 class _Result(NamedTuple):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -55,7 +56,6 @@ class Job:
         self.folder = folder
         self.units = units
         self.lease = lease
-        self._cures = cures
         self._claims, self._units = f"{folder}/claims", f"{folder}/units"
         self._result = f"{folder}/result.json"
         described = {"format": _FORMAT, "units": units, "identity": dict(identity)}
@@ -65,7 +65,7 @@ class Job:
             # Looked for first: a job that is done may be in a place that nobody may write any more.
             existed = storage.stat(path) is not None or not storage.create(path, data)
         if existed:
-            self._check(json.loads(data))
+            check_same(storage, folder, units, json.loads(data)["identity"], cures)
 
     def run(
         self,
@@ -115,18 +115,19 @@ class Job:
 
     def result(self) -> Result | None:
         """What `finish` returned, None where the job is not done."""
-        return self._read_if_there(self._result)
+        return _read_if_there(self.storage, self._result)
 
-    def reopen(self, stale: Callable[[int, Result], bool], worker: Worker) -> int:
+    def reopen(self, stale: Callable[[int, Result], bool], worker: Worker, whole: bool = True) -> int:
         """Before `run`: forget the units whose result is `stale(unit, result)`, to have them done again; how many.
 
-        Worker 0 forgets them. The others wait a while for that where the job counts as done, to take part.
+        Worker 0 forgets them, and, where what the last step makes is not `whole`, that it was done. The others
+        wait a while where the job counts as done and has stale units, to take part.
         """
         with refusals(self.storage):
             done = self.storage.stat(self._result) is not None
             if worker.index and not done:
                 return 0
-            found = self._recorded()
+            found = recorded(self.storage, self.folder, self.units)
             old = [unit for unit, result in found.items() if stale(unit, result)]
             absent = self.units - len(found) if done else 0  # of a worker that was killed in here
             if worker.index:
@@ -135,20 +136,11 @@ class Job:
                     time.sleep(_LOOK_S)
                 return 0
             for unit in old:
-                self.storage.remove(self._unit_path(unit))
+                self.storage.remove(_unit_path(self.folder, unit))
             # Last: while it is there nobody ends the job with what is being forgotten.
-            if old or absent:
+            if old or absent or not whole:
                 self.storage.remove(self._result)
             return len(old)
-
-    def _recorded(self) -> dict[int, Result]:
-        """Results of the units that are complete."""
-        names = {f"{self._units}/{unit:06d}.json": unit for unit in range(self.units)}
-        paths = [entry.path for entry in self.storage.list(self._units) if entry.path in names]
-        with stream(paths, self._read_if_there, depth=64, name="units", threads=16) as results:
-            return {
-                names[path]: result for path, result in zip(paths, results, strict=True) if result is not None
-            }
 
     def _unit(
         self,
@@ -163,20 +155,18 @@ class Job:
 
         return Task(
             f"{unit:06d}",
-            self._unit_path(unit),
+            _unit_path(self.folder, unit),
             label,
             lambda deaths: careful(unit) if deaths else do(unit),
             lambda made, recorded: settle(unit, made, recorded),
         )
 
-    def _unit_path(self, unit: int) -> str:
-        return f"{self._units}/{unit:06d}.json"
-
     def _conclude(self, finish: Callable[[list[Result]], Result]) -> Result:
         """The last step, and away with the notes of workers that were killed."""
-        names = (self._unit_path(unit) for unit in range(self.units))
+        names = (_unit_path(self.folder, unit) for unit in range(self.units))
         # Many at a time: each is a request where the storage is an object store.
-        with stream(names, self._read_if_there, depth=64, name="units", threads=16) as results:
+        read = partial(_read_if_there, self.storage)
+        with stream(names, read, depth=64, name="units", threads=16) as results:
             found = [result for result in results if result is not None]
         if len(found) < self.units:
             raise _Reopened
@@ -189,38 +179,63 @@ class Job:
             self.storage.sweep(folder)
         return result
 
-    def _read_if_there(self, path: str) -> Result | None:
-        try:
-            return self._read(path)
-        except FileNotFoundError:
-            return None
 
-    def _read(self, path: str) -> Result:
-        data = self.storage.read(path)
-        try:
-            return dict(json.loads(data))
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{self.storage.name}/{path} is damaged ({error}): remove it and run the same command again"
-            ) from error
+def recorded(storage: Storage, folder: str, units: int) -> dict[int, Result]:
+    """Results of the units that are complete in the job under `folder`."""
+    names = {_unit_path(folder, unit): unit for unit in range(units)}
+    paths = [entry.path for entry in storage.list(f"{folder}/units") if entry.path in names]
+    with stream(paths, partial(_read_if_there, storage), depth=64, name="units", threads=16) as results:
+        return {
+            names[path]: result for path, result in zip(paths, results, strict=True) if result is not None
+        }
 
-    def _check(self, now: dict[str, Any]) -> None:
-        """Compare with the job that is there."""
-        path = f"{self.folder}/job.json"
-        then = self._read(path)
-        if then.get("format") != _FORMAT or not isinstance(then.get("identity"), dict):
+
+def check_same(
+    storage: Storage,
+    folder: str,
+    units: int,
+    identity: Mapping[str, Any],
+    cures: Mapping[str, str] = MappingProxyType({}),
+    partly: bool = False,
+) -> None:
+    """Raise InputError where the job under `folder` is of another identity; `partly`: only the keys given count.
+
+    `cures` as for `Job`.
+    """
+    path = f"{folder}/job.json"
+    then = _read(storage, path)
+    if then.get("format") != _FORMAT or not isinstance(then.get("identity"), dict):
+        raise InputError(f"{storage.name}/{path} is not of this version: remove {folder} to begin anew")
+    was = {**then["identity"], "units": then.get("units")}
+    given = {**identity, "units": units}
+    for key in (*given, *([] if partly else was)):
+        if key not in was or key not in given or was[key] != given[key]:
+            cure = cures.get(key, "give it as it was, or write to another place")
             raise InputError(
-                f"{self.storage.name}/{path} is not of this version: remove {self.folder} to begin anew"
+                f"{storage.name}/{path}: {key} was {_shown(was, key)} when this work began and is "
+                f"{_shown(given, key)} now: {cure}"
             )
-        was = {**then["identity"], "units": then.get("units")}
-        given = {**now["identity"], "units": now["units"]}
-        for key in (*given, *was):
-            if key not in was or key not in given or was[key] != given[key]:
-                cure = self._cures.get(key, "give it as it was, or write to another place")
-                raise InputError(
-                    f"{self.storage.name}/{path}: {key} was {_shown(was, key)} when this work began and is "
-                    f"{_shown(given, key)} now: {cure}"
-                )
+
+
+def _unit_path(folder: str, unit: int) -> str:
+    return f"{folder}/units/{unit:06d}.json"
+
+
+def _read_if_there(storage: Storage, path: str) -> Result | None:
+    try:
+        return _read(storage, path)
+    except FileNotFoundError:
+        return None
+
+
+def _read(storage: Storage, path: str) -> Result:
+    data = storage.read(path)
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{storage.name}/{path} is damaged ({error}): remove it and run the same command again"
+        ) from error
 
 
 class _Reopened(Exception):

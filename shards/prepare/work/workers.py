@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from shards.errors import InputError
 
-_LEAVE_S = 5.0  # for a worker to see that the job is done; it may be one that has only just started
+_LEAVE_S = 2.0  # for a worker to see that the job is done; one that is only just starting may be ended
 _GRACE_S = 30.0  # to end when told to: it may be in the middle of a long call
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 import shards.prepare.encode.stage as module
 from shards.geometry import Bucket
+from shards.prepare.encode import request
 from shards.prepare.encode.options import EncodeOptions
 from shards.prepare.encode.stage import EncodeReport
 from shards.prepare.work.workers import Worker
@@ -27,7 +30,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def encode(*arguments: Any, **named: Any) -> EncodeReport:
         seen.append((arguments, named))
-        return EncodeReport(Path("t.csv"), "out", 3, {"8x8x1": 3}, (), 0, (), ("cpu",), False, 1.0)
+        return EncodeReport(
+            Path("t.csv"), "out", 3, 3, {"8x8x1": [3, 3, 3]}, 0, (), 0, (), ("cpu",), False, 1.0
+        )
 
     monkeypatch.setattr(module, "encode", encode)
     return seen
@@ -42,7 +47,7 @@ def test_every_option_is_passed_on(
         "--dtype float16 --vae-tiling --vae-batch 4 --swap-models --decode-threads 3 --patience 2 --retry-failed"
     )
     needed = "--model M --out s3://bucket/out --buckets 8x8x1;16x8x9"
-    monkeypatch.setattr(module, "check_request", lambda *_: ("row",))
+    monkeypatch.setattr(request, "check_request", lambda *_: ("row",))
     assert run(monkeypatch, "encode", "t.csv", *needed.split(), *flags.split()) == 0
     assert "3 samples" in capsys.readouterr().out
     ((arguments, named),) = calls
@@ -79,6 +84,31 @@ def test_a_worker_can_be_told_which_one_it_is_and_the_help_says_how(
     assert calls[0][1]["worker"] == Worker(2, 4, 2)
 
 
+def test_only_as_many_workers_are_started_as_have_work_and_that_is_said(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "encode", "t.csv", *NEEDED, "--workers", "8") == 0
+    assert calls[0][1]["worker"] == Worker(0, 1)
+    assert capsys.readouterr().err == (
+        "note: 1 unit of 64 rows: 1 of 8 workers has work; see --rows-per-shard\n"
+    )
+
+
+def test_a_worker_that_comes_when_all_is_done_leaves_at_once(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (*NEEDED, "--worker", "1", "--workers", "2")
+    for over, began in ((True, 0), (False, 1)):
+        monkeypatch.setattr(request, "is_over", lambda *_, over=over: over)
+        assert run(monkeypatch, "encode", "t.csv", *rows) == 0
+        assert len(calls) == began
+
+
+def test_a_request_is_looked_at_before_torch_is_loaded() -> None:
+    code = "import shards.cli.encode, shards.prepare.encode.request, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_unset_options_are_those_of_encode(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "encode", "t.csv", *NEEDED) == 0
     assert calls[0][1]["options"] == EncodeOptions()
@@ -111,8 +141,11 @@ def test_a_rank_of_torchrun_takes_part_and_only_the_first_reports(
     ("arguments", "message"),
     [
         (["t.csv", *NEEDED, "--windows", "some"], "--windows 'some': a number, or all"),
-        (["t.csv", *NEEDED, "--windows", "0"], "windows 0 must be at least 1"),
-        (["t.csv", *NEEDED[:-1], "8x8"], "bucket '8x8' is not WIDTHxHEIGHTxFRAMES, for example 768x448x89"),
+        (["t.csv", *NEEDED, "--windows", "0"], "--windows 0: must be at least 1"),
+        (
+            ["t.csv", *NEEDED[:-1], "8x8"],
+            "--buckets: bucket '8x8' is not WIDTHxHEIGHTxFRAMES, for example 768x448x89",
+        ),
         (["t.csv", *NEEDED, "--workers", "0"], "--workers 0: give the number of workers, 1 or more"),
         (["none.csv", *NEEDED], "none.csv: no such dataset file."),
         (

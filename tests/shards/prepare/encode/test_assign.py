@@ -110,7 +110,7 @@ def test_a_clip_that_fills_no_bucket_has_none() -> None:
 @pytest.mark.parametrize("bucket", ["64x64x8", "72x64x9", "64x40x9"])
 def test_buckets_must_fit_the_vae(bucket: str) -> None:
     check_buckets(Bucket.parse_list("64x64x9,96x64x13"), SCALE)
-    with pytest.raises(InputError, match=f"bucket {bucket} does not fit the VAE"):
+    with pytest.raises(InputError, match=f"^--buckets {bucket} does not fit the VAE"):
         check_buckets(Bucket.parse_list(f"64x64x9,{bucket}"), SCALE)
 
 

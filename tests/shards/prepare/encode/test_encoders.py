@@ -79,7 +79,9 @@ def test_swapped_models_give_the_same_numbers() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_devices_without_a_gpu() -> None:
     assert choose_device("auto", 5) == CPU
-    with pytest.raises(InputError, match="device 'cuda' cannot be used"):
+    with pytest.raises(InputError, match=r"^--device 'tpu' is not known: use auto, cpu or cuda$"):
+        choose_device("tpu", 0)
+    with pytest.raises(InputError, match="--device 'cuda' cannot be used here: "):
         choose_device("cuda", 0)
 
 
@@ -89,7 +91,7 @@ def test_dtype_follows_the_device() -> None:
     assert choose_dtype("float16", CPU) == torch.float16
     with pytest.raises(InputError) as error:
         choose_dtype("int8", CPU)
-    assert str(error.value) == "dtype 'int8' is not known: use auto, bfloat16, float16, float32"
+    assert str(error.value) == "--dtype 'int8' is not known: use auto, bfloat16, float16, float32"
 
 
 BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None

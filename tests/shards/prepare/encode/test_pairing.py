@@ -106,8 +106,8 @@ def test_smaller_references_must_fit_the_vae_in_every_bucket() -> None:
     with pytest.raises(InputError) as error:
         check_downscale(buckets, 4, SCALE)
     assert str(error.value) == (
-        "bucket 96x64x9: its references would be 24x16 pixels at reference_downscale 4, and the VAE takes "
+        "--buckets 96x64x9: its references would be 24x16 pixels at --reference-downscale 4, and the VAE takes "
         "multiples of 16"
     )
-    with pytest.raises(InputError, match=r"bucket 64x64x9: its references would be 21\.3333x21\.3333 pixels"):
+    with pytest.raises(InputError, match=r"--buckets 64x64x9: its references would be 21\.3333x21\.3333 pixels"):
         check_downscale(buckets, 3, SCALE)

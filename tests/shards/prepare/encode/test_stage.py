@@ -24,10 +24,11 @@ from shards.geometry import Bucket, Scale
 from shards.hashing import mix, sample_id
 from shards.prepare.encode import stage, units
 from shards.prepare.encode.models import fingerprint
+from shards.prepare.encode.request import is_over
 from shards.prepare.encode.stage import FAILURES_NAME, EncodeOptions, EncodeReport, encode
 from shards.prepare.failures import Failure
 from shards.prepare.media.video import cover, read_clip
-from shards.prepare.tables.table import Row
+from shards.prepare.tables.table import Row, read_table
 from shards.prepare.work.workers import Worker
 from shards.reader import Reader
 from shards.storage import open_storage
@@ -51,6 +52,10 @@ def run(
     report = encode(table, tiny_model(), folder / "out", buckets, options=replace(OPTIONS, **changes))
     assert not report.was_complete
     return report, open_dataset(folder / "out")
+
+
+def counts(report: EncodeReport) -> dict[str, float]:
+    return {bucket: sums[0] for bucket, sums in report.buckets.items()}
 
 
 def samples(dataset: Dataset) -> dict[str, Sample]:
@@ -104,7 +109,7 @@ def test_filmed_clip_goes_to_its_bucket_with_its_rate(tmp_path: Path) -> None:
     table = write_table(tmp_path, ("bikes in a street", "bikes.mp4"), ("a rabbit", "bigbuckbunny.mp4"))
     buckets = Bucket.parse_list("128x64x9,112x64x9,112x64x5")
     report, dataset = run(tmp_path, table, buckets)
-    assert report.buckets == {"128x64x9": 1, "112x64x9": 1}
+    assert counts(report) == {"128x64x9": 1, "112x64x9": 1}
     assert not report.failures
     found = samples(dataset)
     expected = plain_latents(read_clip(filmed("bikes"), 9, cover(128, 64)), "bikes_mp4", 0)
@@ -170,10 +175,80 @@ def test_pictures_and_clips_of_several_sizes_in_one_dataset(clips: Path) -> None
     write_ramp(clips / "w.mp4", 20, 96, 64, fps=12)
     table = write_table(clips, ("x", "p.png"), ("x", "a.mp4"), ("x", "w.mp4"))
     report, dataset = run(clips, table, Bucket.parse_list("64x64x1,96x64x1,64x64x9,96x64x17"))
-    assert report.buckets == {"96x64x1": 1, "64x64x9": 1, "96x64x17": 1}
+    assert counts(report) == {"96x64x1": 1, "64x64x9": 1, "96x64x17": 1}
+    assert report.buckets["96x64x1"] == [1, pytest.approx(64 / 100 * 96 / 64), 1.0]  # of a picture of 100x64
+    assert report.buckets["96x64x17"] == [1, 1.0, 17 / 20]
+    assert report.pictures == 0
     assert dataset.manifest.grid.tolist() == [[1, 4, 6], [3, 4, 4], [5, 4, 6]]
     assert dataset.manifest.fps.tolist() == [1.0, 24.0, 12.0]
     assert dataset.manifest.references.shape[1] == 0
+
+
+def test_videos_that_become_pictures_are_counted(clips: Path) -> None:
+    write_ramp(clips / "p.png", 1, 64, 64)
+    table = write_table(clips, ("x", "p.png"), ("x", "a.mp4"), ("x", "c.mp4"))
+    report, _ = run(clips, table, Bucket.parse_list("64x64x1"))
+    assert (report.samples, report.pictures) == (3, 2)
+    assert report.buckets == {"64x64x1": [3, 3.0, pytest.approx(1 + 1 / 9 + 1 / 5)]}
+
+
+def test_a_dataset_has_a_folder_of_its_own_and_its_table_is_not_taken_for_one(clips: Path) -> None:
+    table = write_table(clips, ("x", "a.mp4")).rename(clips / "dataset.json")
+    with pytest.raises(InputError) as error:
+        encode(table, clips / "no model", clips / "sub/..", BUCKETS, options=OPTIONS)
+    assert str(error.value) == (
+        f"--out {clips}/sub/.. is the folder of dataset.json: give one that is the dataset's own, as "
+        f"{clips}/sub/../encoded"
+    )
+
+
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_shards_that_are_gone_or_cut_are_made_again_and_nothing_else_is_touched(
+    clips: Path, bucket: str, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    table = write_table(clips, *(("x", f"{name}.mp4") for name in "abcd"))
+    out = clips / "out" if where == "folder" else f"{bucket}/out"
+    options, storage = replace(OPTIONS, rows_per_shard=1), open_storage(out)
+    encode(table, tiny_model(), out, BUCKETS, options=options)
+    before = {entry.path: storage.read(entry.path) for entry in storage.list("shards")}
+    kept = storage.stat("shards/000000.tar")
+    storage.remove("shards/000003.tar")
+    storage.write("shards/000001.tar", before["shards/000001.tar"][:-5])
+    assert is_over(out, read_table(table), options) is False
+    again = encode(table, tiny_model(), out, BUCKETS, options=options)
+    assert (again.samples, again.was_complete) == (3, False)
+    assert f"{out}: 2 shards made again: gone or cut\n" in capsys.readouterr().err
+    assert {entry.path: storage.read(entry.path) for entry in storage.list("shards")} == before
+    assert storage.stat("shards/000000.tar") == kept
+    assert is_over(out, read_table(table), options) is True
+    storage.remove("manifest.parquet")
+    assert not encode(table, tiny_model(), out, BUCKETS, options=options).was_complete
+    assert len(open_dataset(out).manifest) == 3
+    # What cannot be made again is said.
+    storage.remove("shards/000003.tar")
+    (clips / "d.mp4").unlink()
+    with pytest.raises(InputError) as error:
+        encode(table, tiny_model(), out, BUCKETS, options=options)
+    assert str(error.value) == (
+        f"{out}/shards/000003.tar is gone or cut, and cannot be made again, as {clips}/d.mp4 is gone too: bring one "
+        "of them back"
+    )
+
+
+def test_what_other_commands_wrote_into_the_manifest_is_told_and_stays(clips: Path) -> None:
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    run(clips, table, rows_per_shard=1)
+    out, options = clips / "out", replace(OPTIONS, rows_per_shard=1)
+    more = clips / "more"
+    encode(write_table(clips, ("x", "d.mp4")), tiny_model(), more, BUCKETS, options=options)
+    shutil.copy(more / "shards/000000.tar", out / "shards/more.tar")
+    index(out, append=True)
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    again = encode(table, tiny_model(), out, BUCKETS, options=options)
+    assert (again.was_complete, again.samples, again.listed) == (True, 2, 3)
+    (out / "shards/000001.tar").unlink()
+    encode(table, tiny_model(), out, BUCKETS, options=options)
+    assert list(open_dataset(out).manifest.keys) == ["a_mp4", "b_mp4", "d_mp4"]
 
 
 def test_dataset_says_what_it_was_encoded_with(clips: Path) -> None:
@@ -227,13 +302,13 @@ def test_bfloat16_networks_stay_close_to_float32(clips: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "buckets", "message"),
     [
-        ({"reshape_mode": "left"}, BUCKETS, "reshape_mode 'left'"),
-        ({"dtype": "int8"}, BUCKETS, "dtype 'int8'"),
-        ({"device": "cuda:77"}, BUCKETS, "device 'cuda:77'"),
+        ({"reshape_mode": "left"}, BUCKETS, "--reshape-mode 'left'"),
+        ({"dtype": "int8"}, BUCKETS, "--dtype 'int8'"),
+        ({"device": "cuda:77"}, BUCKETS, "--device 'cuda:77'"),
         ({"max_text_tokens": 0}, BUCKETS, "max_text_tokens 0"),
-        ({"reference_downscale": 3}, BUCKETS, "bucket 64x64x9: its references would be 21"),
+        ({"reference_downscale": 3}, BUCKETS, "--buckets 64x64x9: its references would be 21"),
         ({}, (), "no resolution bucket given"),
-        ({}, Bucket.parse_list("64x64x10"), "bucket 64x64x10 does not fit the VAE"),
+        ({}, Bucket.parse_list("64x64x10"), "--buckets 64x64x10 does not fit the VAE"),
         (
             {},
             Bucket.parse_list("64x64x17"),
@@ -299,7 +374,7 @@ def test_a_job_is_not_continued_with_what_would_give_other_bytes(clips: Path, ch
     ):
         write_table(clips, *rows)
         with pytest.raises(InputError, match=differs) as error:
-            encode(table, tiny_model(), clips / "out", BUCKETS, options=OPTIONS)
+            encode(table, clips / "no model", clips / "out", BUCKETS, options=OPTIONS)
         assert str(error.value).endswith(
             "now: encode the table as it was. New rows: put them into a table of their own, encode it into another "
             "folder and join both with `ltx-shards merge`. Other captions, or fewer rows: encode into another folder"
@@ -397,7 +472,7 @@ def test_a_file_that_was_replaced_is_noticed_and_its_shard_made_again(
     write_ramp(clips / "rb.mp4", 10, colour=2)
     again = encode(table, tiny_model(), clips / "out", BUCKETS, options=options)
     assert (again.samples, again.failures, again.was_complete) == (4, (), False)
-    assert f"{clips}/out: 2 shards are made again: files changed" in capsys.readouterr().err
+    assert f"{clips}/out: 2 shards made again: files changed" in capsys.readouterr().err
     assert (clips / "out/shards/000000.tar").stat().st_mtime_ns == kept
     encode(table, tiny_model(), clips / "fresh", BUCKETS, options=options)
     assert dataset_bytes(clips / "out") == dataset_bytes(clips / "fresh")

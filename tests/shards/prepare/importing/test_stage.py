@@ -133,7 +133,7 @@ def test_a_missing_rate_is_taken_from_the_option_and_said(tmp_path: Path) -> Non
     save_sample(tmp_path / "in", "a.mp4", fps=None)
     save_sample(tmp_path / "in", "b.mp4", fps=30.0)
     assert any(
-        "1 files say no frame rate: 24 was taken" in note
+        "1 file without a frame rate: 24 was taken" in note
         for note in run(tmp_path / "in", tmp_path / "24").notes
     )
     run(tmp_path / "in", tmp_path / "12", fps=12.5)
@@ -232,9 +232,20 @@ def test_an_import_that_was_killed_is_done_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_a_dataset_is_not_touched(tmp_path: Path) -> None:
+    """The same request again finds it complete; other files, other options or a lost shard are refused."""
     save_sample(tmp_path / "in", "a.mp4")
-    run(tmp_path / "in", tmp_path / "out")
+    first = run(tmp_path / "in", tmp_path / "out")
     before = (tmp_path / "out" / MANIFEST_NAME).read_bytes()
+    again = run(tmp_path / "in", tmp_path / "out")
+    assert (again.samples, again.was_complete, first.was_complete) == (1, True, False)
+    with pytest.raises(InputError, match="already holds a dataset"):
+        run(tmp_path / "in", tmp_path / "out", fps=30.0)
+    shard = tmp_path / "out/shards/000000.tar"
+    shard.rename(tmp_path / "elsewhere.tar")
+    with pytest.raises(InputError, match="already holds a dataset"):
+        run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "elsewhere.tar").rename(shard)
+    save_sample(tmp_path / "in", "b.mp4")
     with pytest.raises(InputError, match="already holds a dataset"):
         run(tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out" / MANIFEST_NAME).read_bytes() == before
@@ -271,18 +282,17 @@ def test_the_command_tells_all_of_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shards", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     for part in (
-        "1 samples, each with reference_latents",
+        "1 sample, each with reference_latents",
         "1 left out",
         NO_CAPTIONS,
-        "say no frame rate",
+        "without a frame rate",
         "pose (2",
     ):
         assert part in done.stdout, done.stdout
     assert "latents/b.pt" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: ")
-    assert "Traceback" not in again.stderr
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.endswith(f"{tmp_path}/out is complete: 1 sample, nothing left to do\n")
 
 
 def test_numbers_of_numpy_are_no_hindrance(tmp_path: Path) -> None:
