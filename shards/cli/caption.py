@@ -35,7 +35,7 @@ _out = typer.Option(
     "--out",
     "--output",
     "-o",
-    help="Table to write; unset: INPUT if it is one, else dataset.json in the folder.",
+    help="Table to write; unset: INPUT if it is one, else dataset.jsonl in the folder.",
 )
 _model = typer.Option("--model", help="Hub id or folder of a chat model that sees; unset: Qwen2.5-VL-7B.")
 _endpoint = typer.Option(help="URL of an OpenAI-compatible server that captions; its key: OPENAI_API_KEY.")

@@ -109,7 +109,7 @@ def _run(request: Request, place: Worker) -> SplitReport:
         def show(bar: str, what: str, done: int, total: int) -> None:
             # Not before there is something to count: until then there may be an error.
             if bar not in bars:
-                bars[bar] = progress.add_task(what)
+                bars[bar] = progress.add_task(what, total=None)
             progress.update(bars[bar], description=what, completed=done, total=total or None)
 
         def show_frame(what: str, done: int, total: int) -> None:

@@ -15,7 +15,8 @@ from shards.prepare.tables.rows import TABLE_SUFFIXES, numbered_rows, split_cell
 from shards.prepare.tables.table import REFERENCE_COLUMN
 
 EXTENSIONS = ("mp4", "avi", "mov", "mkv", "webm", "jpg", "jpeg", "png", "webp")
-_TABLE_NAME = "dataset.json"
+_TABLE_NAME = "dataset"
+_HEAD = 1024  # characters
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | {f".{extension}" for extension in EXTENSIONS}
 
 Row = dict[str, Any]
@@ -71,9 +72,10 @@ def list_media(
 ) -> Listing:
     """What to caption in `source`: a table (.csv, .json, .jsonl), a folder of media, or one media file.
 
-    `out` is the table to write, by default `source` itself if it is one, else `dataset.json` in the folder
-    (for a file: `NAME.dataset.json` beside it). Captions that `out` holds already count as there. Raises
-    `InputError` for a source that is not there or holds nothing, and for unusable tables.
+    `out` is the table to write, by default `source` itself if it is one, else `dataset.jsonl` in the folder
+    (for a file: `NAME.dataset.jsonl` beside it), or a table that ends in `.json` there. Captions that `out` holds
+    already count as there. Raises `InputError` for a source that is not there or holds nothing, and for unusable
+    tables.
     """
     if not source.exists():
         raise InputError(
@@ -110,7 +112,17 @@ def list_media(
 def _default_out(source: Path, is_table: bool) -> Path:
     if is_table:
         return source
-    return source / _TABLE_NAME if source.is_dir() else source.with_name(f"{source.stem}.{_TABLE_NAME}")
+    name = source / _TABLE_NAME if source.is_dir() else source.with_name(f"{source.stem}.{_TABLE_NAME}")
+    lines, array = (name.with_name(name.name + suffix) for suffix in (".jsonl", ".json"))
+    return array if not lines.exists() and _holds_array(array) else lines
+
+
+def _holds_array(path: Path) -> bool:
+    """Whether a JSON file may be a table: that of a dataset has the same name, and holds an object."""
+    if not path.is_file():
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.read(_HEAD).lstrip().startswith("[")
 
 
 def _kept(caption: str, text: Any) -> Row:

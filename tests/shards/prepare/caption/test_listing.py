@@ -20,7 +20,7 @@ def touch(folder: Path, *names: str) -> None:
 def test_a_folder_gives_its_media_sorted_and_nothing_hidden(tmp_path: Path) -> None:
     touch(tmp_path, "b.mp4", "a.MOV", "p.png", "notes.txt", ".x.mp4", "deep/c.webm", ".hidden/d.mp4")
     listing = list_media(tmp_path)
-    assert listing.out == tmp_path / "dataset.json"
+    assert listing.out == tmp_path / "dataset.jsonl"
     assert listing.uncaptioned(False) == ["a.MOV", "b.mp4", "p.png"]
     assert list_media(tmp_path, recursive=True).uncaptioned(False) == [
         "a.MOV",
@@ -34,7 +34,7 @@ def test_a_folder_gives_its_media_sorted_and_nothing_hidden(tmp_path: Path) -> N
 def test_one_file_has_its_own_table(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     listing = list_media(tmp_path / "a.mp4")
-    assert listing.out == tmp_path / "a.dataset.json"
+    assert listing.out == tmp_path / "a.dataset.jsonl"
     assert listing.uncaptioned(False) == ["a.mp4"]
 
 
@@ -95,7 +95,7 @@ def test_a_file_whose_name_is_no_text_is_listed_as_unusable(tmp_path: Path) -> N
 def test_new_files_join_the_table_that_is_there(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     write_rows(
-        tmp_path / "dataset.json",
+        tmp_path / "dataset.jsonl",
         [
             {"media_path": "c.mp4", "caption": "seen", "n": 1},
             {"media_path": "gone.mp4", "caption": " "},
@@ -176,3 +176,19 @@ def test_what_is_written_and_read_again_is_complete(tmp_path: Path) -> None:
             {"caption": "y", "media_path": "b.mp4"},
         ]
         os.unlink(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ('[{"media_path": "a.mp4", "caption": "mine"}]', "dataset.json"),
+        ('{"version": 1}', "dataset.jsonl"),  # what describes a dataset
+    ],
+)
+def test_a_json_table_of_the_folder_is_gone_on_with(tmp_path: Path, content: str, name: str) -> None:
+    for file in ("a.mp4", "b.mp4"):
+        (tmp_path / file).touch()
+    (tmp_path / "dataset.json").write_text(content)
+    assert list_media(tmp_path).out == tmp_path / name
+    (tmp_path / "dataset.jsonl").touch()
+    assert list_media(tmp_path).out == tmp_path / "dataset.jsonl"

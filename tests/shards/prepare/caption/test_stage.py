@@ -141,7 +141,7 @@ def test_captions_and_columns_that_are_there_stay(tmp_path: Path, server: ChatSe
 def test_the_same_call_again_has_nothing_to_do(tmp_path: Path, server: ChatServer) -> None:
     films(tmp_path, 1, 2)
     by_server(server, tmp_path)
-    table = tmp_path / "dataset.json"
+    table = tmp_path / "dataset.jsonl"
     before, asked = table.read_bytes(), len(server.chats)
     again = by_server(server, tmp_path)
     assert (again.captioned, again.kept, again.model) == (0, 2, None)
@@ -159,10 +159,10 @@ def test_to_overwrite_is_to_caption_all_anew_each_time(tmp_path: Path, server: C
     films(tmp_path, 1, 2, 3)
     by_server(server, tmp_path)
     for times in (2, 3):
-        write_rows(tmp_path / "dataset.json", [{"media_path": "clip0.mp4", "caption": "bad"}])
+        write_rows(tmp_path / "dataset.jsonl", [{"media_path": "clip0.mp4", "caption": "bad"}])
         report = by_server(server, tmp_path, overwrite=True)
         assert (report.captioned, len(server.chats)) == (3, 3 * times)
-        assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == list(
+        assert [row["caption"] for row in read_rows(tmp_path / "dataset.jsonl")] == list(
             map(answer, (1, 2, 3))
         )
 
@@ -211,9 +211,9 @@ def test_a_clip_that_changed_is_captioned_again(tmp_path: Path, server: ChatServ
     films(tmp_path, 1, 2)
     by_server(server, tmp_path)
     write_ramp(tmp_path / "clip0.mp4", frames=12, width=48, height=32, colour=5)
-    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "dataset.jsonl").unlink()
     by_server(server, tmp_path)
-    assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == [answer(5, 2), answer(2)]
+    assert [row["caption"] for row in read_rows(tmp_path / "dataset.jsonl")] == [answer(5, 2), answer(2)]
     assert len(server.chats) == 3
 
 
@@ -221,7 +221,7 @@ def test_other_options_make_other_captions(tmp_path: Path, server: ChatServer) -
     films(tmp_path, 1)
     by_server(server, tmp_path)
     by_server(server, tmp_path, options=CaptionOptions(at_server=True, fps=24.0, clean=False), overwrite=True)
-    (row,) = read_rows(tmp_path / "dataset.json")
+    (row,) = read_rows(tmp_path / "dataset.jsonl")
     assert row["caption"] == "This video shows 8 frames of colour 1."
 
 
@@ -229,7 +229,7 @@ def test_clips_are_asked_for_at_once(tmp_path: Path) -> None:
     with chat_server(together=3) as server:
         by_server(server, films(tmp_path, 0, 1, 2, 3, 4), at_once=3)
     assert server.most_at_once == 3
-    assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == list(map(answer, range(5)))
+    assert [row["caption"] for row in read_rows(tmp_path / "dataset.jsonl")] == list(map(answer, range(5)))
 
 
 def test_a_clip_that_fails_does_not_stop_the_others_and_is_tried_again(
@@ -242,7 +242,7 @@ def test_a_clip_that_fails_does_not_stop_the_others_and_is_tried_again(
         Failure("clip1.mp4", "Error code: 400 - fault 400"),
         Failure("clip2.mp4", "the model's answer is empty"),
     )
-    assert [row["media_path"] for row in read_rows(tmp_path / "dataset.json")] == ["clip0.mp4", "clip3.mp4"]
+    assert [row["media_path"] for row in read_rows(tmp_path / "dataset.jsonl")] == ["clip0.mp4", "clip3.mp4"]
     assert (tmp_path / "dataset.failures.jsonl").exists()
     asked = len(server.chats)
     report = by_server(server, tmp_path)
@@ -251,7 +251,7 @@ def test_a_clip_that_fails_does_not_stop_the_others_and_is_tried_again(
     by_server(server, tmp_path)
     assert len(server.chats) == asked + 2, "and the others are not asked for again"
     assert not (tmp_path / "dataset.failures.jsonl").exists()
-    rows = read_rows(tmp_path / "dataset.json")
+    rows = read_rows(tmp_path / "dataset.jsonl")
     assert sorted(row["caption"] for row in rows) == list(map(answer, range(4)))
 
 
@@ -265,7 +265,7 @@ def test_a_server_that_refuses_everything_is_given_up_early(tmp_path: Path, serv
         "Error code: 400 - fault 400. What is done is kept: run the same command again, and it begins with others."
     )
     assert server.faults[0].times == 96, "and not asked about the rest"
-    assert not (tmp_path / "dataset.json").exists()
+    assert not (tmp_path / "dataset.jsonl").exists()
     server.faults = []
     assert by_server(server, tmp_path).captioned == 12, "nothing is recorded against clips"
 
@@ -366,7 +366,7 @@ def test_half_a_character_of_an_answer_and_of_a_name(tmp_path: Path, server: Cha
     write_ramp(tmp_path / os.fsdecode(b"\xe9.mp4"), frames=2)
     server.faults = [Fault("cut")]
     report = by_server(server, tmp_path)
-    assert read_rows(tmp_path / "dataset.json") == [{"caption": answer(1), "media_path": "clip0.mp4"}]
+    assert read_rows(tmp_path / "dataset.jsonl") == [{"caption": answer(1), "media_path": "clip0.mp4"}]
     assert report.failures == (Failure(r"\xe9.mp4", "its name is not UTF-8 text: rename it"),)
 
 
@@ -376,9 +376,9 @@ def test_where_no_clip_gets_a_caption_that_is_an_error(tmp_path: Path, server: C
     with pytest.raises(InputError) as error:
         by_server(server, tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / 'dataset.json'}: none of 2 clips got a caption; the first, a.mp4: {UNREADABLE}"
+        f"{tmp_path / 'dataset.jsonl'}: none of 2 clips got a caption; the first, a.mp4: {UNREADABLE}"
     )
-    assert not (tmp_path / "dataset.json").exists()
+    assert not (tmp_path / "dataset.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,7 @@ def test_the_command_asks_a_server(tmp_path: Path, server: ChatServer) -> None:
     films(tmp_path, 1, 2)
     done = run(tmp_path, "--endpoint", server.url, "--endpoint-video", "--fps", 24, "--concurrency", 2)
     assert done.returncode == 0, done.stderr
-    assert [row["caption"] for row in read_rows(tmp_path / "dataset.json")] == [answer(1, 8), answer(2, 8)]
+    assert [row["caption"] for row in read_rows(tmp_path / "dataset.jsonl")] == [answer(1, 8), answer(2, 8)]
     assert {chat["messages"][0]["content"][0]["type"] for chat in server.chats} == {"video_url"}
 
 
