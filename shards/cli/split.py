@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from shards.prepare.split.stage import Request, SplitReport
     from shards.prepare.work.workers import Worker
 
+_EXTENSIONS = "3gp,avi,flv,m2ts,m4v,mkv,mov,mp4,mpeg,mpg,mts,ogv,ts,webm,wmv"
+
 _inputs = typer.Argument(metavar="VIDEO_OR_FOLDER...", help="Videos, and folders of videos.")
 _out = typer.Option(help="Folder to write the clips, their table and the preview sheets into.")
 _detector = typer.Option(help="content, adaptive, threshold (fades), histogram or hash.")
@@ -41,6 +43,7 @@ _skip = typer.Option(help="Frames passed over between two that are compared: fas
 _downscale = typer.Option(help="Compare frames this many times smaller; default: to a width of 256.")
 _crf = typer.Option(help="Quality of the clips: 0 is lossless, 16 hardly seen, larger is smaller.")
 _table = typer.Option(help="Name of the table: .jsonl, .json or .csv.")
+_extensions = typer.Option("--extensions", "-e", help="Videos of a folder to take, by the ends of names.")
 _recursive = typer.Option("--recursive", "-r", help="Look into folders below the given ones too.")
 _workers = typer.Option(help="Processes on this machine, each at a video of its own.")
 _worker = typer.Option(help="Which of the --workers this process is, from 0, where no launcher says so.")
@@ -63,6 +66,7 @@ def split(
     downscale: Annotated[int | None, _downscale] = None,
     crf: Annotated[int, _crf] = 16,
     table: Annotated[str, _table] = "dataset.jsonl",
+    extensions: Annotated[str, _extensions] = _EXTENSIONS,
     recursive: Annotated[bool, _recursive] = False,
     workers: Annotated[int | None, _workers] = None,
     worker: Annotated[int | None, _worker] = None,
@@ -90,7 +94,7 @@ def split(
         max_scenes=max_scenes,
     )
     me = this_worker(os.environ, worker, workers)
-    request = check_request(inputs, out, options, crf, table, recursive)
+    request = check_request(inputs, out, options, crf, table, recursive, extensions.split(","))
     with nullcontext(me) if me else crew(sys.argv[1:], workers or 1) as place:
         report = _run(request, place)
     if place.index == 0:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import InputError
 from shards.prepare.split.record import Record, real_path, size_of
 
-_SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+_USUAL = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+EXTENSIONS = tuple(_USUAL.split())
 
 
 class Video(NamedTuple):
@@ -24,9 +24,15 @@ class Video(NamedTuple):
 
 
 def find_videos(
-    inputs: Sequence[Path], recursive: bool, leave: Path, split: Mapping[str, Record] = {}
+    inputs: Sequence[Path],
+    recursive: bool,
+    leave: Path,
+    split: Mapping[str, Record] = {},
+    extensions: Sequence[str] = EXTENSIONS,
 ) -> list[Video]:
     """The videos among `inputs` and in their folders, each once, by name; nothing hidden, nothing below `leave`.
+
+    Of a folder those are taken whose name ends in one of `extensions`, in whatever case.
 
     A name is the path in the folder that was given, without its suffix. Where two would share it, it ends in
     the suffix too, and where they share even that, in a hash of the path. A video that was `split` before, by
@@ -34,10 +40,11 @@ def find_videos(
     another that would have this name ends in a hash. Raises InputError where an input does not exist or there
     is no video.
     """
+    suffixes = {"." + extension.strip().lower().lstrip(".") for extension in extensions}
     found: dict[Path, tuple[Path, Path]] = {}  # by real path: as given, and relative to what was given
     for given in inputs:
         if given.is_dir():
-            for path in _in_folder(given, recursive, leave):
+            for path in _in_folder(given, recursive, leave, suffixes):
                 found.setdefault(path.resolve(), (path, path.relative_to(given)))
         elif given.is_file():
             found.setdefault(given.resolve(), (given, Path(given.name)))
@@ -46,7 +53,9 @@ def find_videos(
     if not found:
         where = ", ".join(map(str, inputs))
         more = "" if recursive else "; --recursive looks into folders below"
-        raise InputError(f"{where}: no video in it ({_SUFFIXES}){more}")
+        raise InputError(
+            f"{where}: no video in it ({' '.join(sorted(suffix[1:] for suffix in suffixes))}){more}"
+        )
     names = {real: relative.with_suffix("").as_posix() for real, (_, relative) in found.items()}
     for real in _sharing(names):
         relative = found[real][1]
@@ -89,7 +98,7 @@ def _was_moved(record: Record, path: Path) -> bool:
     return record["size"] == size_of(path) and not Path(record["path"]).exists()
 
 
-def _in_folder(folder: Path, recursive: bool, leave: Path) -> Iterator[Path]:
+def _in_folder(folder: Path, recursive: bool, leave: Path, suffixes: Collection[str]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = [
             name
@@ -97,5 +106,5 @@ def _in_folder(folder: Path, recursive: bool, leave: Path) -> Iterator[Path]:
             if recursive and not name.startswith(".") and Path(place, name).resolve() != leave.resolve()
         ]
         for name in names:
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
                 yield Path(place, name)

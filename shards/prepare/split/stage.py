@@ -18,7 +18,7 @@ from shards.errors import InputError
 from shards.prepare.failures import read_failures, reason_for, write_failures
 from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.film import Film, reading, writing
-from shards.prepare.split.footage import Video, find_videos
+from shards.prepare.split.footage import EXTENSIONS, Video, find_videos
 from shards.prepare.split.record import (
     Record,
     read_record,
@@ -79,6 +79,7 @@ def check_request(
     crf: int = 16,
     table: str = "dataset.jsonl",
     recursive: bool = False,
+    extensions: Sequence[str] = EXTENSIONS,
 ) -> Request:
     """See whether `split` can begin. Raises `InputError` for what makes no sense, and inputs without a video."""
     check(options)
@@ -92,7 +93,7 @@ def check_request(
         raise InputError(
             f"--out {out} is the folder of the videos, and clips would lie among them: give another"
         )
-    videos = find_videos(inputs, recursive, out, read_records(Folder(out)))
+    videos = find_videos(inputs, recursive, out, read_records(Folder(out)), extensions)
     return Request(videos, out, options, crf, table)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import shards.prepare.split.stage as module
+from shards.prepare.split.footage import EXTENSIONS
 from shards.prepare.split.scenes import Length, SceneOptions
 from shards.prepare.split.stage import SplitReport, check_request, split
 from shards.prepare.tables.rows import read_rows
@@ -78,6 +79,20 @@ def test_the_usual_is_what_the_library_takes(calls: list[Any], monkeypatch: pyte
     ((request, worker),) = calls
     assert request.options == SceneOptions()
     assert (request.crf, request.table, worker) == (16, "dataset.jsonl", Worker())
+    assert ",".join(EXTENSIONS) == split_command._EXTENSIONS
+
+
+def test_videos_of_a_folder_are_chosen_by_their_ends(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.MOV", "c.vob", "d.mkv"):
+        Path(name).touch()
+    assert run(monkeypatch, "split", ".", "--out", "out") == 0
+    assert run(monkeypatch, "split", ".", "--out", "out", "--extensions", "mov, .vob") == 0
+    assert [[video.path.name for video in request.videos] for request, _ in calls] == [
+        ["a.mp4", "b.MOV", "d.mkv"],
+        ["b.MOV", "c.vob"],
+    ]
 
 
 @pytest.mark.parametrize(
