@@ -79,7 +79,8 @@ def test_the_usual_is_what_the_library_takes(calls: list[Any], monkeypatch: pyte
     ((request, worker),) = calls
     assert request.options == SceneOptions()
     assert (request.crf, request.table, worker) == (16, "dataset.jsonl", Worker())
-    assert ",".join(EXTENSIONS) == split_command._EXTENSIONS
+    command = typer.main.get_command(app).commands["split"]  # type: ignore[attr-defined]
+    assert {option.name: option.default for option in command.params}["extensions"] == ",".join(EXTENSIONS)
 
 
 def test_videos_of_a_folder_are_chosen_by_their_ends(
