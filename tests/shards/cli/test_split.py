@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import shards.prepare.split.stage as module
+from shards.cli import app
 from shards.prepare.split.footage import EXTENSIONS
 from shards.prepare.split.scenes import Length, SceneOptions
 from shards.prepare.split.stage import SplitReport, check_request, split
