@@ -257,10 +257,12 @@ def _names(found: Found, options: ImportOptions) -> tuple[dict[str, _Name], list
     notes = []
     if unknown:
         notes.append(
-            f"{len(unknown)} samples are not in {table} and have no caption; the first is {unknown[0]}"
+            f"{counted(len(unknown), 'sample')} not in {table}, so without a caption; the first is {unknown[0]}"
         )
     if absent := known.keys() - set(stems.values()):
-        notes.append(f"{len(absent)} clips of {table} have no sample here; the first is {min(absent)}")
+        notes.append(
+            f"{counted(len(absent), 'clip')} of {table} without a sample here; the first is {min(absent)}"
+        )
     return names, notes
 
 
@@ -269,13 +271,13 @@ def _pairing(found: Found) -> list[str]:
     notes = []
     left = {name: count for name, count in found.references.items() if name not in found.taken}
     if left:
-        listed = ", ".join(f"{name} ({count} files)" for name, count in left.items())
+        listed = ", ".join(f"{name} ({counted(count, 'file')})" for name, count in left.items())
         notes.append(f"not taken: {listed}; add --reference-dir NAME for reference latents")
     alone = sum(orphan.source.startswith(f"{CONDITIONS}/") for orphan in found.orphans)
     if alone:
         notes.append(
-            f"{alone} captions have no latents: LTX-Video-Trainer gives latents the names of other clips when it "
-            "passes over one that is too short (its issue 59), so look at some samples with `ltx-shards decode`"
+            f"{counted(alone, 'caption')} without latents: LTX-Video-Trainer gives latents the names of other clips when "
+            "it passes over one that is too short (its issue 59), so look at some samples with `ltx-shards decode`"
         )
     return notes
 

@@ -311,8 +311,8 @@ def test_a_key_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
         (DecodeOptions(random=0), "--random 0 must be at least 1"),
         (DecodeOptions(timestep=2.0), "--decode-timestep 2 must be between 0 and 1"),
         (DecodeOptions(noise_scale=-1.0), "--decode-noise-scale -1 must be between 0 and 1"),
-        (DecodeOptions(device="abacus"), "device 'abacus' cannot be used"),
-        (DecodeOptions(dtype="int4"), "dtype 'int4' is not known"),
+        (DecodeOptions(device="abacus"), "--device 'abacus' is not known: use auto, cpu or cuda"),
+        (DecodeOptions(dtype="int4"), "--dtype 'int4' is not known"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 from shards.errors import InputError
 from shards.prepare.encode.models import fingerprint, load_text_encoder, load_tokenizer, load_vae
@@ -25,6 +26,13 @@ def test_models_are_frozen_and_in_the_dtype_asked_for() -> None:
     for module in (vae, encoder):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_loading_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    transformers_logging.enable_progress_bar()
+    load_text_encoder(tiny_model(), torch.float32)
+    load_vae(tiny_model(), torch.float32)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

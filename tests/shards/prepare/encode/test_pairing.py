@@ -109,5 +109,7 @@ def test_smaller_references_must_fit_the_vae_in_every_bucket() -> None:
         "--buckets 96x64x9: its references would be 24x16 pixels at --reference-downscale 4, and the VAE takes "
         "multiples of 16"
     )
-    with pytest.raises(InputError, match=r"--buckets 64x64x9: its references would be 21\.3333x21\.3333 pixels"):
+    with pytest.raises(
+        InputError, match=r"--buckets 64x64x9: its references would be 21\.3333x21\.3333 pixels"
+    ):
         check_downscale(buckets, 3, SCALE)

@@ -115,8 +115,8 @@ def test_captions_and_keys_come_from_the_table(tmp_path: Path) -> None:
     }
     assert found.keys() >= {row.key for row in read_table(table) if row.source != "gone.mp4"}
     assert found["x__a_mp4"]["source"] == "x/a.mp4"
-    assert any("1 samples are not in" in note and "lone" in note for note in report.notes)
-    assert any("1 clips of" in note and "gone" in note for note in report.notes)
+    assert any("1 sample not in" in note and "lone" in note for note in report.notes)
+    assert any("1 clip of" in note and "gone" in note for note in report.notes)
 
 
 def test_other_columns_of_the_table(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_what_is_left_out_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> No
     assert found["latents/bad.pt"].startswith("torch.load(weights_only=True) refuses it: damaged")
     assert "it asks for pathlib" in found["latents/pickled.pt"]
     assert "text of width 17, where the dataset has 4 and 16" in found["latents/wide.pt"]
-    assert any("1 captions have no latents" in note and "issue 59" in note for note in report.notes)
+    assert any("1 caption without latents" in note and "issue 59" in note for note in report.notes)
 
 
 def test_references_of_other_channels_are_left_out(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_references_of_other_channels_are_left_out(tmp_path: Path) -> None:
 def test_reference_folders_that_were_not_taken_are_said(tmp_path: Path) -> None:
     save_sample(tmp_path / "in", "a.mp4", references=("depth", "pose"))
     notes = run(tmp_path / "in", tmp_path / "out").notes
-    assert any("not taken: depth (1 files), pose (1 files); add --reference-dir" in note for note in notes)
+    assert any("not taken: depth (1 file), pose (1 file); add --reference-dir" in note for note in notes)
     assert open_dataset(tmp_path / "out").manifest.references.shape[1] == 0
 
 
