@@ -276,8 +276,8 @@ def _pairing(found: Found) -> list[str]:
     alone = sum(orphan.source.startswith(f"{CONDITIONS}/") for orphan in found.orphans)
     if alone:
         notes.append(
-            f"{counted(alone, 'caption')} without latents: LTX-Video-Trainer gives latents the names of other clips when "
-            "it passes over one that is too short (its issue 59), so look at some samples with `ltx-shards decode`"
+            f"{counted(alone, 'caption')} without latents: LTX-Video-Trainer gives latents the names of other clips "
+            "when it passes over one that is too short (its issue 59), so look at some samples with `ltx-shards decode`"
         )
     return notes
 
