@@ -45,7 +45,7 @@ def test_two_ranks_with_the_same_wrong_config_speak_once(bench: Bench) -> None:
 def test_two_ranks_with_the_same_wrong_dataset_speak_once(bench: Bench) -> None:
     wrong = write_dataset(bench.root / "data", 4, channels=6, text_width=bench.dataset.info.text_width)
     ended = bench.run(size=2, blocks={"data": {"preprocessed_data_root": str(wrong.root)}})
-    assert_refused(ended, "latents have 6 channels")
+    assert_refused(ended, "latents were encoded by the VAE vae-0 ")
     assert ended.codes == [2, 2]
 
 
