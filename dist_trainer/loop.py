@@ -16,6 +16,7 @@ from dist_trainer.feed import Fed
 from dist_trainer.loss import sample_sums
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
 from dist_trainer.replaced import Ledger
+from dist_trainer.stop import Requests, Wish
 from dist_trainer.world import World
 from shards.dataset.manifest import Manifest
 from shards.errors import DamagedSample
@@ -25,11 +26,15 @@ from shards.plan import Plan
 
 @dataclass(frozen=True)
 class Events:
-    """What happens around a step: the learning rate of a step, and who is told when it is done."""
+    """What happens around a step: its learning rate, who is told when it is done, who saves (with what is asked).
+
+    `steps` is the last step of the run.
+    """
 
     learning_rate: Callable[[int], float]
     on_step: Callable[[StepMetrics], None]
-    on_save: Callable[[int], None]
+    on_save: Callable[[int, Wish], None]
+    steps: int
 
 
 def train(
@@ -39,14 +44,18 @@ def train(
     manifest: Manifest,
     ledger: Ledger,
     events: Events,
+    requests: Requests,
     gathering: Gathering,
     dtype: torch.dtype,
-) -> None:
-    """Run until `fed` ends. A step is checked on all ranks before its update is applied.
+) -> Wish:
+    """Run until `fed` ends, or all ranks agree to stop; returns COME_BACK or STOP then, else NONE.
+
+    A step is checked on all ranks before its update is applied.
 
     Raises, alike on every rank, RuntimeError when a step's loss is not finite or a sample was not trained exactly
     once, and InputError when the run has met more damaged samples than it may.
     """
+    requests.begin()
     began = time.perf_counter()
     waited = 0.0
     sums: StepSums | None = None
@@ -63,7 +72,7 @@ def train(
         _micro_step(engine, item, sums, dtype)
         if not item.micro.last:
             continue
-        reduced = sums.reduce(waited)
+        reduced = sums.reduce(waited, requests.wish())
         reduced.check(step, manifest.keys)
         replaced = ledger.settle(step, reduced.rows, damaged)
         learning_rate = events.learning_rate(step.index)
@@ -82,8 +91,13 @@ def train(
         }
         ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced))
-        events.on_save(step.index + 1)
+        saving = time.perf_counter()
+        events.on_save(step.index + 1, reduced.wish)
         began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
+        requests.measured(step_s=elapsed, save_s=began - saving)
+        if reduced.wish >= Wish.COME_BACK and step.index + 1 < events.steps:
+            return reduced.wish
+    return Wish.NONE
 
 
 def _begin(index: int, samples: int, gathering: Gathering, world: World) -> StepSums:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as torch_dist
 
 from dist_trainer.replaced import Replaced
+from dist_trainer.stop import Wish
 from shards.plan import Step
 
 
@@ -34,8 +35,10 @@ class StepSums:
 
     def __init__(self, samples: int, ranks: int, rank: int, device: torch.device) -> None:
         self._samples, self._ranks, self._rank = samples, ranks, rank
-        # Three entries per sample (weighted loss, times trained, manifest row), two per rank (data wait, memory).
-        self._sums = torch.zeros(3 * samples + 2 * ranks, dtype=torch.float64, device=device)
+        # Three entries per sample (weighted loss, times trained, manifest row), two per rank (data wait, memory), and
+        # how many ranks have each wish.
+        entries = 3 * samples + 2 * ranks + len(Wish)
+        self._sums = torch.zeros(entries, dtype=torch.float64, device=device)
 
     def add(self, positions: torch.Tensor, weighted: torch.Tensor, rows: np.ndarray) -> None:
         """Add the weighted losses [S] of a pack's samples at `positions` int64 [S] of the step.
@@ -48,28 +51,30 @@ class StepSums:
         found = torch.from_numpy(rows).to(torch.float64).to(sums.device, non_blocking=True)
         sums.index_add_(0, positions + 2 * self._samples, found)
 
-    def reduce(self, data_wait_s: float) -> ReducedStep:
-        """Sum over all ranks; every rank gets the same result."""
+    def reduce(self, data_wait_s: float, wish: Wish = Wish.NONE) -> ReducedStep:
+        """Sum over all ranks; every rank gets the same result, and with it the greatest wish of all."""
         own = 3 * self._samples + 2 * self._rank
         self._sums[own] = data_wait_s
         self._sums[own + 1] = _peak_bytes(self._sums.device)
+        self._sums[wish - len(Wish)] += 1
         torch_dist.all_reduce(self._sums)
         sums = self._sums.cpu().numpy()
         losses, trained, rows = sums[: 3 * self._samples].reshape(3, self._samples)
-        readings = sums[3 * self._samples :].reshape(self._ranks, 2)
+        readings = sums[3 * self._samples : -len(Wish)].reshape(self._ranks, 2)
         return ReducedStep(
             losses=losses,
             trained=trained,
             rows=rows.astype(np.int64),
             data_wait_s=float(readings[:, 0].max()),
             peak_bytes=float(readings[:, 1].max()),
+            wish=Wish(int(np.flatnonzero(sums[-len(Wish) :])[-1])),
         )
 
 
 @dataclass(frozen=True)
 class ReducedStep:
     """A step over all ranks: weighted loss [B], times trained [B] and manifest row [B] int64 of each sample as it was
-    trained; largest data wait and memory peak.
+    trained; largest data wait and memory peak; the greatest wish.
     """
 
     losses: np.ndarray
@@ -77,6 +82,7 @@ class ReducedStep:
     rows: np.ndarray
     data_wait_s: float
     peak_bytes: float
+    wish: Wish = Wish.NONE
 
     @property
     def loss(self) -> float:

@@ -36,11 +36,11 @@ def resume(engine: Engine, folder: RunFolder, gathering: Gathering) -> int:
 
 
 def save_if_due(
-    step: int, config: RunConfig, engine: Engine, folder: RunFolder, gathering: Gathering
+    step: int, asked: bool, config: RunConfig, engine: Engine, folder: RunFolder, gathering: Gathering
 ) -> None:
-    """Save where the interval or the run's end asks for it."""
+    """Save where somebody has `asked`, or the interval or the run's end does."""
     interval = config.checkpoints.interval
-    if step != config.optimization.steps and (interval is None or step % interval):
+    if not asked and step != config.optimization.steps and (interval is None or step % interval):
         return
 
     def pieces() -> Iterator[tuple[str, int, int, dict[str, torch.Tensor]]]:

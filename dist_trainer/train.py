@@ -15,6 +15,7 @@ from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_data, open_reader, run_state
 from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.engine import Engine
 from dist_trainer.export import export
 from dist_trainer.failure import BEFORE_START_S, fail
 from dist_trainer.family import vae_of
@@ -26,15 +27,22 @@ from dist_trainer.replaced import open_ledger
 from dist_trainer.resume import resume, save_if_due
 from dist_trainer.rundir import RunFolder
 from dist_trainer.schedule import lr_at
+from dist_trainer.stop import COME_BACK_CODE, STOP_NAME, Requests, Wish, ends_at
 from dist_trainer.world import World, discover, presumed
 from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
 
 
-def run(config: RunConfig, world: World, gathering: Gathering) -> None:
-    """Train as the config says, from the newest checkpoint of its output folder where there is one."""
+def run(config: RunConfig, world: World, gathering: Gathering, requests: Requests) -> Wish:
+    """Train as the config says, from the newest checkpoint of its output folder where there is one.
+
+    Returns NONE when all steps are done, else why it stopped before.
+    """
     folder = RunFolder(Path(config.output_dir))
+    if gathering.share(STOP_NAME, requests.wish().name) == Wish.STOP.name:
+        say(world, f"{folder.root / STOP_NAME} is there: remove it to go on")
+        return Wish.STOP
     dataset = open_data(config)
     before = folder.read_state()
     state = run_state(config, dataset, world, before)
@@ -67,13 +75,11 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
         load_pack = loader(reader, data.plan, dataset, data.feeding, pin=world.device.type == "cuda")
         items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
         fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
-        events = Events(
-            learning_rate=lambda step: lr_at(step, config.optimization),
-            on_step=board.step if board else _ignore,
-            on_save=lambda step: save_if_due(step, config, engine, folder, gathering),
-        )
-        train(engine, fed, data.plan, dataset.manifest, ledger, events, gathering, dtype_of(config))
-    if world.is_main:
+
+        events = open_events(config, engine, folder, board, requests, gathering)
+        manifest = dataset.manifest
+        wish = train(engine, fed, data.plan, manifest, ledger, events, requests, gathering, dtype_of(config))
+    if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)
         say(
             world,
@@ -81,6 +87,31 @@ def run(config: RunConfig, world: World, gathering: Gathering) -> None:
         )
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
     gathering.meet("end")
+    return wish
+
+
+def open_events(
+    config: RunConfig,
+    engine: Engine,
+    folder: RunFolder,
+    board: Board | None,
+    requests: Requests,
+    gathering: Gathering,
+) -> Events:
+    """What happens around the steps of a run."""
+
+    def save(step: int, wish: Wish) -> None:
+        save_if_due(step, wish is not Wish.NONE, config, engine, folder, gathering)
+        if wish is not Wish.NONE:
+            say(gathering.world, f"saved after step {step}: {requests.reason(wish)}")
+            requests.saved()
+
+    return Events(
+        learning_rate=lambda step: lr_at(step, config.optimization),
+        on_step=board.step if board else _ignore,
+        on_save=save,
+        steps=config.optimization.steps,
+    )
 
 
 def announce(config: RunConfig, data: Data, world: World) -> None:
@@ -137,7 +168,7 @@ def _ignore(metrics: StepMetrics) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one rank; the exit code is 0 when trained, 2 for bad input, 1 for anything else."""
+    """Run one rank; the exit code is 0 when trained or stopped for good, 85 to come back, 2 for bad input, else 1."""
     parser = argparse.ArgumentParser(
         prog="dist_trainer.train", description="Train LTX-Video from a YAML config."
     )
@@ -160,11 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gathering = dist.connect(world, BEFORE_START_S)
             raise
         gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
-        dist.start(gathering)
-        run(config, world, gathering)
-        gathering.close()
-        dist.leave()
-        return 0
+        requests = Requests(Path(config.output_dir), world.is_main, ends_at(os.environ))
+        with requests.listening():
+            dist.start(gathering)
+            wish = run(config, world, gathering, requests)
+            gathering.close()
+            dist.leave()
+        return COME_BACK_CODE if wish is Wish.COME_BACK else 0
     except Exception as error:
         return fail(error, world, gathering)
 

@@ -29,11 +29,13 @@ _TRACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL `rank` once `file` has `lines` lines."""
+    """Send `rank` a signal, SIGKILL unless said, once `file` holds `text` (of a log: its newline) so many times."""
 
     rank: int
     file: str
     lines: int
+    number: int = signal.SIGKILL
+    text: str = "\n"
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ def _wait(running: dict[int, int], spec: Launch, began: float) -> tuple[dict[int
     kill, timed_out = spec.kill, False
     while running:
         time.sleep(0.01)
-        if kill and _text(Path(kill.file)).count("\n") >= kill.lines:
-            os.kill(next(pid for pid, rank in running.items() if rank == kill.rank), signal.SIGKILL)
+        if kill and _text(Path(kill.file)).count(kill.text) >= kill.lines:
+            os.kill(next(pid for pid, rank in running.items() if rank == kill.rank), kill.number)
             kill = None
         if not timed_out and time.monotonic() - began > spec.timeout_s:
             timed_out = True

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from dist_trainer import dist
 from dist_trainer.config import load
+from dist_trainer.stop import Requests
 from dist_trainer.train import fail, run
 from dist_trainer.world import discover
 
@@ -20,7 +22,7 @@ def main(configs: list[str]) -> int:
     gathering = dist.join(world, 120.0)
     try:
         for config in configs:
-            run(load(config), world, gathering)
+            run(load(config), world, gathering, Requests(Path(), is_main=False))
     except Exception as error:
         return fail(error, world, gathering)
     gathering.close()

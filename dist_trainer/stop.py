@@ -1,0 +1,118 @@
+"""What is asked of a run from outside: to save, or to stop. All ranks agree on it once a step, then act together.
+
+A signal (USR1, USR2 or TERM) and the end of the job's time ask to stop and come back; a file STOP in the run's folder
+asks to stop for good, a file SAVE to save and go on. A handler only sets a flag: saving takes all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+
+from shards.errors import InputError
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+ENDS_AT = "LTX_JOB_ENDS_AT"
+COME_BACK_CODE = 85  # the exit code that asks a batch script to queue the job again
+STOP_NAME, SAVE_NAME = "STOP", "SAVE"
+_TIMES = 2.0  # the slowest step and the slowest save so far
+_MARGIN_S = 30.0  # for the launcher and the batch script
+
+
+class Wish(IntEnum):
+    """What is asked of the run; where ranks were asked for different things, the greatest counts."""
+
+    NONE = 0
+    SAVE = 1
+    COME_BACK = 2
+    STOP = 3
+
+
+class Requests:
+    """What this rank has been asked. Every rank takes signals; rank 0 alone looks at files and the clock.
+
+    `ends_at` is when the job will be killed, in seconds since 1970; None where that is not known.
+    """
+
+    def __init__(self, folder: Path, is_main: bool, ends_at: float | None = None) -> None:
+        self._stop, self._save = folder / STOP_NAME, folder / SAVE_NAME
+        self._is_main, self._ends_at = is_main, ends_at
+        self._signals: list[int] = []
+        self._training = False
+        self._step_s = self._save_s = 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals inside the block, as often as they come; outside they do what they did before.
+
+        Until `begin` there is nothing to save, and a signal ends the process at once with COME_BACK_CODE.
+        """
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._training = True
+
+    def measured(self, step_s: float, save_s: float) -> None:
+        """Take note of how long a step and what followed it took."""
+        self._step_s, self._save_s = max(self._step_s, step_s), max(self._save_s, save_s)
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds before the job's end at which the run begins to stop."""
+        return _TIMES * (self._step_s + self._save_s) + _MARGIN_S
+
+    def wish(self) -> Wish:
+        """What this rank asks for now."""
+        if self._is_main and self._stop.exists():
+            return Wish.STOP
+        if self._signals or (self._is_main and self._left_s() < self.lead_s):
+            return Wish.COME_BACK
+        return Wish.SAVE if self._is_main and self._save.exists() else Wish.NONE
+
+    def reason(self, wish: Wish) -> str:
+        """Why, in words, for rank 0 to say."""
+        if wish in (Wish.STOP, Wish.SAVE):
+            return f"{self._stop if wish is Wish.STOP else self._save} is there"
+        left = self._left_s()
+        if not self._signals:
+            return f"the job ends in {left:.0f} s" if left < self.lead_s else "another rank was told to"
+        name = signal.Signals(self._signals[0]).name
+        if left < self.lead_s:
+            return f"{name} came, {left:.0f} s before the job's end; steps and saves here want {self.lead_s:.0f} s"
+        return f"{name} came"
+
+    def saved(self) -> None:
+        """What SAVE asks for is done."""
+        if self._is_main:
+            self._save.unlink(missing_ok=True)
+
+    def _left_s(self) -> float:
+        return float("inf") if self._ends_at is None else self._ends_at - time.time()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name} before the first step\n".encode())
+            os._exit(COME_BACK_CODE)
+        self._signals.append(number)
+
+
+def ends_at(environ: Mapping[str, str]) -> float | None:
+    """When the job will be killed, as its batch script says in LTX_JOB_ENDS_AT (seconds since 1970)."""
+    text = environ.get(ENDS_AT, "")
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise InputError(f"environment: {ENDS_AT}={text} is not a time in seconds since 1970") from None
