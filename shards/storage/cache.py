@@ -68,7 +68,7 @@ class Cache:
             if status.st_size != len(view) or fill(descriptor, view, 0) != len(view):
                 return False
             # The time of last use; the system's own is switched off on many machines.
-            with suppress(PermissionError):
+            with suppress(OSError):  # of a file of another user, or a disk that is read-only
                 os.utime(descriptor)
         except OSError:
             return False
@@ -94,7 +94,7 @@ class Cache:
                     done += file.write(data[done:])
             os.replace(temporary, path)
         except OSError as error:
-            self._give_up(error, temporary, len(data))
+            self._give_up(error, temporary)
 
     def close(self) -> None:
         """Close the ledger; the files stay."""
@@ -163,9 +163,10 @@ class Cache:
             finally:
                 fcntl.flock(self._ledger, fcntl.LOCK_UN)
 
-    def _give_up(self, error: OSError, temporary: Path, nbytes: int) -> None:
+    def _give_up(self, error: OSError, temporary: Path) -> None:
         self._paused_until = time.monotonic() + _PAUSE_S
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only refuses this, too, even where there is no file
+            temporary.unlink()
         if not self._warned:
             self._warned = True
             print(

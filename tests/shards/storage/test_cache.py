@@ -201,6 +201,22 @@ def test_a_full_disk_is_said_once_and_nothing_else_happens(
         subprocess.run(["umount", tmp_path], check=True)
 
 
+def test_a_disk_that_became_read_only_is_said_and_nothing_else_happens(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache = Cache(tmp_path, MANY)
+    cache.put("a", memoryview(b"123"))
+    if subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path], check=True)
+        cache.put("b", memoryview(b"456"))
+        assert got(cache, "a", 3) == b"123"
+        assert capfd.readouterr().err.count("Read-only file system; reading goes on without") == 1
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 # A process that keeps and finds files of known contents until it is killed; `wrong` is printed if any is not right.
 WORKER = """
 import random, sys
