@@ -100,11 +100,8 @@ class Claims:
     def take(self, name: str) -> bool:
         """Claim what nobody holds; False where somebody does, dead or alive."""
         mine = _myself()
-        try:
-            if not self._storage.create(self._path(name), _to_bytes(mine)):
-                return False
-        except FileNotFoundError:
-            return False  # who ended the job cleared what was being written
+        if not self._storage.create(self._path(name), _to_bytes(mine)):
+            return False
         self._held[name] = mine
         return True
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import obstore
@@ -86,10 +86,10 @@ class ObjectStorage:
     def writer(self, path: str) -> Iterator[BinaryIO]:
         """Open a temporary local file that is uploaded at the end of the block."""
         self._check_writable(path)
-        with tempfile.NamedTemporaryFile(prefix="upload.") as file:
-            yield file  # type: ignore[misc]
+        with tempfile.TemporaryFile() as file:
+            yield file
             file.flush()
-            self._upload(path, Path(file.name))
+            self._upload(path, _opened(file))
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object in place unless there is one."""
@@ -156,13 +156,13 @@ class ObjectStorage:
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """A temporary download."""
-        with tempfile.NamedTemporaryFile(prefix="download.") as file:
+        """A temporary download, at a path that holds in this process alone."""
+        with tempfile.TemporaryFile() as file:
             with self._asked(path):
                 for chunk in obstore.get(self._store, path).stream(min_chunk_size=_PART):
                     file.write(chunk)
             file.flush()
-            yield Path(file.name)
+            yield _opened(file)
 
     def fill(self, path: str, offset: int, view: memoryview) -> int:
         """Read into `view` from byte `offset`: one request for just these bytes."""
@@ -273,6 +273,11 @@ def _insist(call: Callable[[], T]) -> T:
                 raise
             time.sleep(wait_s)
     return call()
+
+
+def _opened(file: IO[bytes]) -> Path:
+    """A path to an open file that has no name: one with a name would stay if this process is killed."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _entry(meta: Mapping[str, Any]) -> Entry:

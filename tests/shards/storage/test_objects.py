@@ -120,17 +120,18 @@ def test_an_upload_that_fails_for_good_is_aborted_and_named(objects: ObjectStora
     assert [entry.path for entry in objects.list()] == ["file"]
 
 
-def test_an_upload_leaves_no_temporary_file(objects: ObjectStorage, tmp_path: Path) -> None:
+def test_no_temporary_file_is_left_even_by_a_killed_process(objects: ObjectStorage, tmp_path: Path) -> None:
     before = tempfile.tempdir
     tempfile.tempdir = str(tmp_path)
     try:
         with objects.writer("large") as file:
-            file.write(b"x")
-        with objects.local("large"):
-            pass
+            file.write(DATA)
+            assert list(tmp_path.iterdir()) == []
+        with objects.local("large") as path:
+            assert list(tmp_path.iterdir()) == []
+            assert path.read_bytes() == DATA
     finally:
         tempfile.tempdir = before
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
