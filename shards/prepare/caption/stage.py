@@ -21,7 +21,7 @@ from shards.prepare.failures import FAILURES_NAME, Failure, write_failures
 from shards.prepare.tables.rows import table_bytes, write_rows
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
-from shards.prepare.work.trial import was_deadly
+from shards.prepare.work.trial import mark_deadly, marked_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import open_storage
 
@@ -185,6 +185,8 @@ class _Pass:
         folder = self.listing.out.parent
         answers = partial(ask, captioner, folder=folder, options=self._options)
         doubt = Doubt(captioner)
+        deaths = f".{self.listing.out.name}.caption/deadly"
+        died = marked_deadly(self._storage, deaths, clips)
         began = time.perf_counter()
         with progress_bar(quiet=self._worker.index > 0) as progress:
             bar = progress.add_task("Captioning", total=len(clips))
@@ -199,10 +201,12 @@ class _Pass:
             def do(unit: int, careful: bool = False) -> dict[str, Any]:
                 chosen = clips[unit * size : (unit + 1) * size]
                 kept = f"{path}/answered/{unit:06d}.json"
-                reasons = self._rounds.reasons
-                tried = [media for media in chosen if careful or was_deadly(reasons.get(media, ""))]
-                found = partial(answers, killers=find_killers(tried, folder, self._options))
-                return caption_unit(found, chosen, doubt, self._storage, kept, partial(progress.advance, bar))
+                tried = [media for media in chosen if careful or media in died]
+                killers = find_killers(tried, folder, self._options)
+                mark_deadly(self._storage, deaths, killers)
+                found = partial(answers, killers=killers)
+                on_clip = partial(progress.advance, bar)
+                return caption_unit(found, chosen, doubt, self._storage, kept, on_clip, careful)
 
             job.run(
                 self._worker,

@@ -12,14 +12,15 @@ from shards.prepare.caption.captioner import CaptionError
 from shards.prepare.caption.doubt import Doubt
 from shards.storage import Storage
 
-_KEEP_EVERY = 16  # answers
+_KEEP_EVERY = 4  # answers
 _MOST_LOST = 2
+_KILLED = "workers died while captioning it: see whether memory is short"
 
 Answers = Callable[[Sequence[str]], Generator[Answer, None, None]]
 
 
 class Kept(NamedTuple):
-    """What is known of a unit amid it: captions, reasons of clips tried in vain, clips at which GPUs were lost."""
+    """What is known of a unit amid it: captions, reasons of clips tried in vain, clips at which workers were lost."""
 
     captions: dict[str, str]
     refused: dict[str, str]
@@ -33,23 +34,30 @@ def caption_unit(
     storage: Storage,
     path: str,
     on_clip: Callable[[], None],
+    careful: bool = False,
 ) -> dict[str, Any]:
     """The captions of clips by `answers`, and why others have none: {"captions": ..., "failures": ...}.
 
     What is answered is kept at `path` until the unit is done. Clips that a worker before this one tried in vain
-    come last and say no more against the model, and one at which two workers lost their GPU is not tried again:
-    so a few bad ones cannot keep anyone from the rest for good. Raises as `Doubt`.
+    come last and say no more against the model, and one at which two workers lost their GPU or, where they were
+    `careful`, were killed is not tried again: so a few bad ones cannot keep anyone from the rest for good. Raises as
+    `Doubt`.
     """
     kept = _kept(storage, path)
-    failures = {media: kept.refused[media] for media, times in kept.lost.items() if times >= _MOST_LOST}
-    known = frozenset(kept.refused)
+    lost = [media for media, times in kept.lost.items() if times >= _MOST_LOST]
+    failures = {media: kept.refused.get(media, _KILLED) for media in lost}
+    known = kept.refused.keys() | kept.lost.keys()
     left = [media for media in clips if media not in kept.captions and media not in failures]
     left.sort(key=lambda media: media in known)
     for _ in range(len(clips) - len(left)):
         on_clip()
+    at_risk = careful and doubt.ends_at_one
     try:
         with closing(answers(left)) as found:
-            for count, (media, answer) in enumerate(zip(left, found, strict=True), start=1):
+            for count, media in enumerate(left):
+                if at_risk or (count and count % _KEEP_EVERY == 0):
+                    _keep(storage, path, kept, media if at_risk else None)
+                answer = next(found)
                 on_clip()
                 gone = isinstance(answer, CaptionError) and answer.gone
                 if isinstance(answer, str):
@@ -62,8 +70,6 @@ def caption_unit(
                     kept.refused[media] = failures[media]
                 if gone or media not in failures or media not in known:
                     doubt.note(media, answer)
-                if count % _KEEP_EVERY == 0 and count < len(left):
-                    _keep(storage, path, kept)
     except BaseException:
         _keep(storage, path, kept)
         raise
@@ -73,7 +79,10 @@ def caption_unit(
     }
 
 
-def _keep(storage: Storage, path: str, kept: Kept) -> None:
+def _keep(storage: Storage, path: str, kept: Kept, now: str | None = None) -> None:
+    """Write what is known; a worker that is killed at the clip `now` has said that it was."""
+    if now is not None:
+        kept = kept._replace(lost={**kept.lost, now: kept.lost.get(now, 0) + 1})
     storage.write(path, json.dumps(kept._asdict(), ensure_ascii=False).encode())
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ import numpy as np
 
 from shards.atomic import place
 from shards.errors import InputError
-from shards.prepare.failures import FAILURES_NAME, read_failures, reason_for, write_failures
+from shards.prepare.failures import FAILURES_NAME, reason_for, write_failures
 from shards.prepare.media.film import reading, writing
 from shards.prepare.media.picture import IMAGE_SUFFIXES
 from shards.prepare.media.video import read_clip, write_clip
@@ -26,13 +26,14 @@ from shards.prepare.reference.filters import Filter
 from shards.prepare.tables.rows import read_rows, split_cell, table_bytes, write_rows
 from shards.prepare.tables.table import REFERENCE_COLUMN, sample_keys
 from shards.prepare.work.job import Job
-from shards.prepare.work.trial import deadly, was_deadly
+from shards.prepare.work.trial import attempt, mark_deadly, marked_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
 REFERENCES = "references"
 ROWS_PER_UNIT = 16
 _STATE = ".reference"
+_DEADLY = f"{_STATE}/deadly"
 _PATIENCE_S = 3600.0  # for the reference of a clip, where a process died at one
 _AT_ONCE = 16  # frames that a built-in filter gets
 
@@ -128,18 +129,11 @@ def make_references(
     anew = options.overwrite and job.result() is not None
     job.reopen((lambda unit, result: True) if anew else is_stale, worker)
     scratch = storage.root / job.folder / "scratch"
-
-    died = {name for name, reason in read_failures(storage, _failures_path(request)) if was_deadly(reason)}
+    died = marked_deadly(storage, _DEADLY, media)
 
     def do(unit: int, careful: bool = False) -> dict[str, Any]:
         scratch.mkdir(exist_ok=True)
-        suspects = [name for name in units[unit] if careful or name in died]
-        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-            make = partial(_make_one, request, Path(temporary))
-            tried = {suspects[number]: how for number, how in deadly(make, suspects, _PATIENCE_S).items()}
-            return tried | {
-                name: reason for name in units[unit] if name not in tried and (reason := make(name))
-            }
+        return _make(request, scratch, units[unit], units[unit] if careful else died)
 
     def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
         failures: dict[str, str] = {name: reason for result in results for name, reason in result.items()}
@@ -239,6 +233,18 @@ def _plain_name(media: str) -> str | None:
 
 def _suffix(media: str) -> str:
     return ".png" if Path(media).suffix.lower() in IMAGE_SUFFIXES else ".mp4"
+
+
+def _make(request: Request, scratch: Path, names: Sequence[str], suspects: Collection[str]) -> dict[str, str]:
+    """Make references, the suspects' in a process of its own; why others could not be made."""
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
+        make = partial(_make_one, request, Path(temporary))
+        tried = [name for name in names if name in suspects]
+        made, fatal = attempt(make, tried, _PATIENCE_S)
+        reasons = {tried[number]: reason for number, reason in {**made, **fatal}.items()}
+        mark_deadly(Folder(request.table.parent), _DEADLY, (tried[number] for number in fatal))
+        reasons |= {name: make(name) for name in names if name not in reasons}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _make_one(request: Request, temporary: Path, name: str) -> str | None:

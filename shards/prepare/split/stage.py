@@ -31,7 +31,7 @@ from shards.prepare.split.scenes import Found, Scene, SceneOptions, check, find_
 from shards.prepare.split.sheet import PER_PAGE, shown_frames, thumbnail, write_sheet
 from shards.prepare.tables.rows import TABLE_SUFFIXES, read_rows, write_rows
 from shards.prepare.work.job import Job
-from shards.prepare.work.trial import deadly, was_deadly
+from shards.prepare.work.trial import attempt, mark_deadly, marked_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Folder
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"
 _STATE = ".split"
+_DEADLY = f"{_STATE}/deadly"
 _PATIENCE_S = 86400.0  # for a whole video, where a process died at it
 
 OnFrame = Callable[
@@ -109,7 +110,8 @@ def split(
     that is there keeps its rows, but for those of clips that were removed. A video that was split before, into
     the same folder, is not split again. Any number of workers may do this together, see `Job`.
 
-    A video that cannot be read is in the report and in `out/failures.jsonl`, and the next call tries it again.
+    A video that cannot be read is in the report and in `out/failures.jsonl`, and the next call tries it again. That
+    list keeps what calls with other videos put there.
     Raises InputError for other options than those of the clips that are there, for a video that changed, and where
     no video could be read.
     """
@@ -124,18 +126,22 @@ def split(
     def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
         _update_table(storage, table)
         summary = _summary(results)
-        write_failures(storage, summary["failures"])
+        _list_failures(storage, videos, summary["failures"])
         shutil.rmtree(scratch, ignore_errors=True)  # what killed workers left
         return summary
 
-    died = {source for source, reason in read_failures(storage) if was_deadly(reason)}
+    died = marked_deadly(storage, _DEADLY, [video.name for video in videos])
 
     def do(unit: int, careful: bool = False) -> dict[str, Any]:
         video = videos[unit]
-        if careful or _source(video) in died:
+        if careful or video.name in died:
             alone = partial(_split_one, storage, options, crf, scratch, _tell_nobody)
-            for how in deadly(alone, [video], _PATIENCE_S).values():
+            made, fatal = attempt(alone, [video], _PATIENCE_S)
+            for how in fatal.values():
+                mark_deadly(storage, _DEADLY, [video.name])
                 return {"source": _source(video), "failure": how}
+            if made:
+                return made[0]
         return _split_one(storage, options, crf, scratch, on_frame, video)
 
     def describe(unit: int) -> str:
@@ -158,6 +164,13 @@ def _digest(videos: Sequence[Video]) -> str:
     """16 hex digits of the names and sizes of all videos."""
     listed = "\n".join(f"{os.fsencode(video.name)!r} {size_of(video.path)}" for video in videos)
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
+def _list_failures(storage: Folder, videos: Sequence[Video], failures: Sequence[tuple[str, str]]) -> None:
+    """Write the list of failures: of these videos, after those of others that are in it."""
+    mine = {real_path(video.path) for video in videos}
+    others = [entry for entry in read_failures(storage) if real_path(Path(entry.source)) not in mine]
+    write_failures(storage, [*others, *failures])
 
 
 def _tell_nobody(what: str, done: int, total: int) -> None:

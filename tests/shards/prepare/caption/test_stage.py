@@ -35,6 +35,7 @@ from tests.support.vlm import tiny_vlm
 
 LOCAL = CaptionOptions(max_new_tokens=6)
 SERVED = CaptionOptions(at_server=True)
+KILLED = "workers died while captioning it: see whether memory is short"
 UNREADABLE = "Invalid data found when processing input"
 
 
@@ -344,6 +345,29 @@ def test_a_clip_that_breaks_the_gpu_each_time_is_left_out(tmp_path: Path) -> Non
     report = caption(listing, LOCAL, LosingGpu)
     reason = "AcceleratorError: CUDA error: an illegal memory access"
     assert (report.captioned, report.failures) == (19, (Failure("004.png", reason),))
+
+
+class Killed(LosingGpu):
+    """A captioner whose process is killed at a bright clip, as it is where memory ends."""
+
+    def caption(self, clip: Frames) -> str:
+        """A caption, or nothing any more."""
+        if clip.pixels.mean() > 250:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "a caption"
+
+
+def test_a_clip_at_which_workers_are_killed_is_left_out_and_the_others_get_captions(tmp_path: Path) -> None:
+    media = pictures(tmp_path / "raw", 6)
+    Image.new("RGB", (28, 28), "white").save(media / "002.png")
+    listing = partial(list_media, media)
+
+    def act() -> None:
+        report = caption(listing, LOCAL, Killed)
+        assert (report.captioned, report.failures) == (5, (Failure("002.png", KILLED),))
+
+    codes = [Fork(act, tmp_path / "errors").wait(60.0) for _ in range(4)]
+    assert codes == [-signal.SIGKILL] * 3 + [0], (tmp_path / "errors").read_text()
 
 
 def test_a_file_that_nobody_thought_of_costs_its_own_caption(

@@ -147,6 +147,20 @@ def test_what_failed_is_tried_again_though_its_size_is_the_same(
     assert not (tmp_path / "out/failures.jsonl").exists()
 
 
+def test_failures_of_calls_with_other_videos_stay_listed_until_they_are_split(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_scenes(tmp_path / folder / f"good-{folder}.mp4", LENGTHS)
+    bad = tmp_path / "one/bad.mp4"
+    bad.write_bytes(b"nothing")
+    listed = [{"source": str(bad), "reason": "Invalid data found when processing input"}]
+    for folder in ("one", "two"):
+        run(tmp_path / folder, out=tmp_path / "out")
+        assert read_rows(tmp_path / "out/failures.jsonl") == listed
+    write_scenes(bad, LENGTHS)
+    run(tmp_path / "two/../one/bad.mp4", out=tmp_path / "out")
+    assert not (tmp_path / "out/failures.jsonl").exists()
+
+
 def test_a_video_that_breaks_off_is_used_up_to_there(videos: Path, tmp_path: Path) -> None:
     damage(videos / "a.mp4", 60)
     report = run(videos, out=tmp_path / "out")

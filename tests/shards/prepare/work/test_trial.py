@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.prepare.work.trial import deadly
+from shards.prepare.work.trial import attempt, deadly, mark_deadly, marked_deadly
+from shards.storage import Folder
 
 
-def touch(folder: Path, item: str) -> None:
+def touch(folder: Path, item: str) -> str:
     with open(folder / item, "a") as file:
         file.write("x")
     match item:
@@ -30,6 +31,7 @@ def touch(folder: Path, item: str) -> None:
             raise ValueError("for whoever does the work")
         case "killed once" if (folder / item).read_text() == "x":
             os.kill(os.getpid(), signal.SIGKILL)
+    return item.upper()
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,18 @@ def test_an_item_that_kills_its_process_twice_is_named(
 def test_an_item_that_stands_still_is_named(tmp_path: Path) -> None:
     assert deadly(partial(touch, tmp_path), ["a", "still", "b"], 1.0) == {1: "nothing came of it for 1 s"}
     assert (tmp_path / "still").read_text() == "x"
+
+
+def test_what_comes_of_items_is_given_so_that_nobody_does_it_again(tmp_path: Path) -> None:
+    items = ["a", "killed once", "error", "null", "b"]
+    made, died = attempt(partial(touch, tmp_path), items, 60.0)
+    assert made == {0: "A", 1: "KILLED ONCE", 4: "B"}
+    assert died == {3: "the process died while reading it: SIGSEGV"}
+    assert [(tmp_path / item).read_text() for item in items] == ["x", "xx", "x", "xx", "x"]
+
+
+def test_marks_are_found_by_later_processes(tmp_path: Path) -> None:
+    names = ["a/b.mp4", "ein Hügel; 山.mp4", "\udcff", "c"]
+    assert marked_deadly(Folder(tmp_path), "deadly", names) == set()
+    mark_deadly(Folder(tmp_path), "deadly", names[:3])
+    assert marked_deadly(Folder(tmp_path), "deadly", names[1:]) == set(names[1:3])
