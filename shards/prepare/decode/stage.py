@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "index.jsonl"
 _SCRATCH = ".decode-"
+_STALE_S = 3600.0  # a clip is written in less
 
 
 @dataclass(frozen=True)
@@ -155,37 +154,21 @@ def _is_there(out: Path, entry: dict[str, Any] | None, mark: str) -> bool:
 def _keep(out: Path, frames: np.ndarray, crf: int, entry: dict[str, Any]) -> None:
     """Put a sample's file in place, and then its row into the index, instead of one of the same file."""
     name = entry["media_path"]
-    with _scratch(out) as scratch:
-        file = scratch / f"clip{PurePosixPath(name).suffix}"
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=out) as scratch:
+        file = Path(scratch) / f"clip{PurePosixPath(name).suffix}"
         write_clip(file, frames, entry["fps"], crf)
         place(file, out / name)
     rows = {row["media_path"]: row for row in _read_index(out)} | {name: entry}
     write_rows(out / INDEX_NAME, list(rows.values()))
 
 
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder for what is not complete, locked while it is in use."""
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=out) as name, _locked(Path(name)):
-        yield Path(name)
-
-
 def _sweep(out: Path) -> None:
     """Take away what killed processes left."""
+    latest = Folder(out).clock() - _STALE_S
     for left in out.glob(f"{_SCRATCH}*"):
-        # A file system without such locks keeps them.
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        with suppress(OSError):
+            if left.stat().st_mtime < latest:
+                shutil.rmtree(left)
 
 
 def _file_name(out: Path, key: str, frames: int) -> str:

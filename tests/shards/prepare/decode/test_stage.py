@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -353,13 +353,11 @@ def test_a_sample_of_other_bytes_is_decoded_again(tmp_path: Path) -> None:
 
 
 def test_only_what_dead_processes_left_is_taken_away(dataset: Dataset, tmp_path: Path) -> None:
-    for name in (".decode-dead", ".decode-alive"):
+    for name, age in ((".decode-dead", 86400.0), (".decode-alive", 60.0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "clip.mp4").touch()
-    descriptor = os.open(tmp_path / ".decode-alive", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     decode(dataset.root, tiny_model(), tmp_path, DecodeOptions(first=1))
-    os.close(descriptor)
     assert [path.name for path in tmp_path.glob(".*")] == [".decode-alive"]
 
 
