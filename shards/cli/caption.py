@@ -94,7 +94,7 @@ def caption(
     After a crash run the same command again, with any number of workers: captions that are made are kept,
     in a hidden folder beside the table. Clips that failed are tried again.
     """
-    from shards.prepare.caption.endpoint import base_url, check_requests
+    from shards.prepare.caption.endpoint import check_requests
     from shards.prepare.caption.listing import list_media
     from shards.prepare.caption.options import CaptionOptions
     from shards.prepare.work.workers import this_worker
@@ -113,11 +113,7 @@ def caption(
     )
     check_requests(concurrency, retries, request_timeout)
     if endpoint is not None:
-        base_url(endpoint)
-        if device != "auto":
-            raise InputError(
-                f"--device {device} is for a model that is loaded here, not for one of --endpoint"
-            )
+        _check_server(endpoint, device)
     server = partial(_open_server, options, endpoint or "", concurrency, retries, request_timeout)
 
     def opener(worker: Worker) -> Captioner:
@@ -176,6 +172,14 @@ def _processes(endpoint: str | None, device: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _check_server(url: str, device: str) -> None:
+    from shards.prepare.caption.endpoint import base_url
+
+    base_url(url)
+    if device != "auto":
+        raise InputError(f"--device {device} is for a model that is loaded here, not for one of --endpoint")
 
 
 def _open_local(options: CaptionOptions, device: str, worker: Worker) -> Captioner:
