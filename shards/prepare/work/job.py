@@ -163,6 +163,7 @@ class Job:
 
     def _conclude(self, finish: Callable[[list[Result]], Result]) -> Result:
         """The last step, and away with the notes of workers that were killed."""
+        before = self.storage.list(self._units)
         names = (_unit_path(self.folder, unit) for unit in range(self.units))
         # Many at a time: each is a request where the storage is an object store.
         read = partial(_read_if_there, self.storage)
@@ -171,6 +172,8 @@ class Job:
         if len(found) < self.units:
             raise _Reopened
         result = finish(found)
+        if self.storage.list(self._units) != before:  # worker 0 forgot some meanwhile
+            raise _Reopened
         for entry in self.storage.list(self._claims):
             if entry.path != f"{self._claims}/{_LAST}":
                 self.storage.remove(entry.path)

@@ -108,6 +108,7 @@ class Shift:
 
     def _claim(self, task: Task, now: float, held: dict[str, Held], refused: dict[str, str]) -> int | None:
         """Claim a task that is free or whose holder died: how many died at it; None where it cannot be had."""
+        refused.pop(task.name, None)  # another may have taken it over since
         found = self._claims.look(task.name, now)
         if found is None:
             return 0 if self._claims.take(task.name) else None

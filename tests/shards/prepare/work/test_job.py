@@ -331,15 +331,15 @@ def test_the_cost_of_a_unit_does_not_grow_with_the_number_of_units(
         storage = Counting(tmp_path / str(units))
         work(tmp_path, units, storage=storage, lease=600.0)
         calls[units] = storage.calls
-    # One of units at the start, one of claims at the end.
-    assert calls[60]["list"] == calls[6]["list"] == 2
+    # Of units at the start and around the last step, of claims at the end.
+    assert calls[60]["list"] == calls[6]["list"] == 4
     assert calls[60]["read"] <= 10 * calls[6]["read"]
     assert calls[60]["stat"] <= 10 * calls[6]["stat"]
     # What is done already costs its part of the listing, and its result is read once, for the last step.
     (tmp_path / "60/work/result.json").unlink()
     storage = Counting(tmp_path / "60")
     work(tmp_path, 60, storage=storage, lease=600.0)
-    assert storage.calls["list"] == 2
+    assert storage.calls["list"] == 4
     assert storage.calls["read"] < 60 + 10
     assert storage.calls["stat"] < 60 + 10
 
@@ -395,6 +395,25 @@ def test_a_worker_that_took_a_unit_for_done_does_it_when_it_was_reopened(tmp_pat
     work(tmp_path, 4, before=before)
     assert done == [3, 1]
     assert contents(tmp_path) == expected(4)
+
+
+def test_a_unit_forgotten_during_the_last_step_is_done_again(tmp_path: Path) -> None:
+    storage, done, finished = Folder(tmp_path), [], []
+    job = Job(storage, "work", 3, {"input": "the same"})
+
+    def do(unit: int) -> dict[str, Any]:
+        done.append(unit)
+        return {"made": len(done)}
+
+    def finish(results: list[dict[str, Any]]) -> dict[str, Any]:
+        finished.append([result["made"] for result in results])
+        if len(finished) == 1:
+            job.reopen(lambda unit, _: unit == 1, ALONE)
+        return {"made": finished[-1]}
+
+    result = job.run(Worker(), do, finish, lambda done, units: None)
+    assert finished == [[1, 2, 3], [1, 4, 3]]
+    assert result == {"made": [1, 4, 3]}
 
 
 def test_the_first_result_that_is_recorded_counts(tmp_path: Path) -> None:

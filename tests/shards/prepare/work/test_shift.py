@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from shards.prepare.work import shift
 from shards.prepare.work.shift import MOST_DEATHS, order
 from shards.prepare.work.workers import Worker
-from tests.support.jobs import Team, complete, contents, expected, foreign_claim, until, work
+from tests.support.jobs import Team, complete, contents, expected, foreign_claim, foreign_holder, until, work
 
 
 @pytest.fixture
@@ -111,6 +113,25 @@ def test_a_unit_that_kills_its_workers_is_given_up_by_name_when_all_else_is_done
     # Whoever starts the job again has it tried again.
     work(team.root, units)
     assert contents(team.root) == expected(units)
+
+
+def test_a_unit_given_up_is_waited_for_when_another_worker_has_taken_it_over(tmp_path: Path) -> None:
+    def others() -> None:
+        time.sleep(0.5)
+        foreign_claim(tmp_path, 0)
+        other.unlink()
+        until(lambda: 1 in complete(tmp_path))
+        time.sleep(0.5)
+        given_up.unlink()
+
+    given_up, other = foreign_claim(tmp_path, 0), foreign_claim(tmp_path, 1)
+    holder = json.loads(foreign_holder())
+    given_up.write_text(json.dumps({**holder, "deaths": [[time.time() + 100, ""]] * MOST_DEATHS}))
+    os.utime(given_up, (time.time() - 100,) * 2)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(others)
+        work(tmp_path, 2)
+    assert contents(tmp_path) == expected(2)
 
 
 def test_deaths_in_earlier_runs_are_told_and_refuse_nothing(
