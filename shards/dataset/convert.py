@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from shards.dataset.info import INFO_NAME, write_info
-from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.info import write_info
+from shards.dataset.manifest import Manifest, write_manifest
 from shards.dataset.opened import Dataset, open_dataset
-from shards.dataset.output import UNFINISHED_NAME, move, new_dataset, workspace
+from shards.dataset.output import UNFINISHED_NAME, move, new_dataset, whole, workspace
 from shards.errors import InputError, ShardError
 from shards.formats import SHARDS
 from shards.formats.mds import INDEX_NAME, scan_mds, streaming, write_mds
@@ -81,13 +81,12 @@ def _report(
 
 def _written(dataset: Dataset, out: Root, to: str) -> Manifest | None:
     """The manifest of ``out`` where it is complete and has the samples of ``dataset`` in the format ``to``."""
-    storage = open_storage(out)
-    if not (storage.stat(INFO_NAME) and storage.stat(MANIFEST_NAME)):
+    manifest = whole(out)
+    if manifest is None or manifest.fingerprint != dataset.manifest.fingerprint:
         return None
-    manifest = read_manifest(out)
-    if manifest.fingerprint != dataset.manifest.fingerprint or {*map(format_of, manifest.shards)} != {to}:
+    if {*map(format_of, manifest.shards)} != {to}:
         return None
-    storage.remove(UNFINISHED_NAME)  # of a call that was killed after its last step
+    open_storage(out).remove(UNFINISHED_NAME)  # of a call that was killed after its last step
     return manifest
 
 

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.counted import counted
+from shards.dataset.encoding import check_encoded
 from shards.dataset.info import DatasetInfo, write_info
 from shards.dataset.left_out import read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
 from shards.dataset.opened import Dataset, open_dataset
-from shards.dataset.output import writing
+from shards.dataset.output import missing_shard, writing
 from shards.dataset.selection import by_shard, join, renamed
 from shards.errors import InputError
 from shards.formats import SHARDS
@@ -63,13 +64,15 @@ def merge(
     ``on_shard(total)`` is called after each shard.
 
     Raises InputError when the datasets come from different models, naming both fingerprints, when a key is in
-    two of them, when ``out`` is one of ``roots`` or holds shards but no manifest, or when another command writes
-    there now.
+    two of them, when ``out`` is one of ``roots``, holds shards but no manifest or lacks some that its manifest
+    names, when the encoding of one of them is unfinished, or when another command writes there now.
     """
     if not roots:
         raise InputError("merge: name the datasets to join")
     if any(_same_place(root, out) for root in roots):
         raise InputError(f"merge: {out} is both a source and the target; give --out another folder")
+    for root in (*roots, out):
+        check_encoded(open_storage(root))
     sources = [open_dataset(root) for root in roots]
     _check_together(sources)
     target = open_storage(out)
@@ -78,6 +81,8 @@ def merge(
         there = tuple(source.root for source in sources if existing and _holds(existing, source))
         sources = [source for source in sources if source.root not in there]
         if existing:
+            if gone := missing_shard(target, existing.manifest):
+                raise _gone(target, gone)
             _check_together([existing, *sources])
             if not sources:
                 return MergeReport(existing.manifest, 0, 0, there)
@@ -247,11 +252,15 @@ def _place(move: _Move, target: Storage, copy: bool) -> bool:
         ):
             shutil.copyfileobj(source, out, _CHUNK)
     except FileNotFoundError:
-        raise InputError(
-            f"{move.source.name}/{move.name} is not there, but {MANIFEST_NAME} names it: "
-            f"put it back, or run `ltx-shards doctor {move.source.name} --repair`"
-        ) from None
+        raise _gone(move.source, move.name) from None
     return False
+
+
+def _gone(storage: Storage, shard: str) -> InputError:
+    return InputError(
+        f"{storage.name}/{shard} is not there, but {MANIFEST_NAME} names it: "
+        f"put it back, or run `ltx-shards doctor {storage.name} --repair`"
+    )
 
 
 def _carry_left_out(moves: Sequence[_Move], target: Storage) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shards.atomic import place
 from shards.dataset.info import INFO_NAME
-from shards.dataset.manifest import MANIFEST_NAME
+from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from shards.errors import InputError
 from shards.formats import SHARDS
 from shards.storage import Folder, Root, Storage, open_storage
@@ -22,6 +25,7 @@ UNFINISHED_NAME = "unfinished.json"
 _WORKSPACE = ".unfinished"
 _CLAIM = "writing.json"
 _LEFT_S = 3600.0
+_LOOK_S, _PATIENCE_S = 0.2, 5.0  # between looks at who writes, and until it is said that we wait
 
 
 @contextmanager
@@ -44,16 +48,31 @@ def new_dataset(root: Root, command: str) -> Iterator[Storage]:
         storage.remove(UNFINISHED_NAME)
 
 
+def whole(root: Root) -> Manifest | None:
+    """The manifest of the dataset at ``root`` where its description, its manifest and all its shards are there."""
+    storage = open_storage(root)
+    if not (storage.stat(INFO_NAME) and storage.stat(MANIFEST_NAME)):
+        return None
+    manifest = read_manifest(root)
+    return None if missing_shard(storage, manifest) else manifest
+
+
+def missing_shard(storage: Storage, manifest: Manifest) -> str | None:
+    """The first shard of a manifest that is not in ``storage``, None where all are."""
+    there = {entry.path for entry in storage.list(SHARDS)}
+    return next((name for name in manifest.shards if name not in there), None)
+
+
 @contextmanager
-def writing(storage: Storage) -> Iterator[None]:
+def writing(storage: Storage, patient: bool = False) -> Iterator[None]:
     """Keep other commands from writing the dataset at ``storage`` inside the block.
 
     What killed writers left there is taken away first, an hour after its last byte: `encode` may be at work.
-    Raises InputError naming the process that writes there now, and at the end when this one stood still for so
-    long that another took its place.
+    ``patient``: wait for the end of whoever writes there now; else raises InputError naming that process. Raises it
+    at the end too, when this process stood still for so long that another took its place.
     """
     with Claims(storage, "") as claims:
-        _claim(storage, claims)
+        _claim(storage, claims, patient)
         for folder in ("", SHARDS):
             storage.sweep(folder, _LEFT_S)
         yield
@@ -107,16 +126,24 @@ def move(file: Path, storage: Storage, path: str) -> None:
     file.unlink()
 
 
-def _claim(storage: Storage, claims: Claims) -> None:
+def _claim(storage: Storage, claims: Claims, patient: bool) -> None:
+    told = time.monotonic() + _PATIENCE_S
     while not claims.take(_CLAIM):
         found = claims.look(_CLAIM, storage.clock())
         if found is None:  # let go of in this moment
             continue
         if not found.stale:
-            raise InputError(
-                f"{storage.name} is being written by {found.holder or 'another process'}: wait until it is done, or "
-                f"stop it (one killed on another machine counts as dead after {claims.lease:.0f} s)"
-            )
+            busy = f"{storage.name} is being written by {found.holder or 'another process'}"
+            if not patient:
+                raise InputError(
+                    f"{busy}: wait until it is done, or stop it (one killed on another machine counts as dead after "
+                    f"{claims.lease:.0f} s)"
+                )
+            if time.monotonic() > told:
+                told = math.inf
+                print(f"{busy}: waiting until it is done", file=sys.stderr, flush=True)
+            time.sleep(_LOOK_S)
+            continue
         if claims.take_over(_CLAIM, found):
             return
 

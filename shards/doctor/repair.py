@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shards.counted import counted
+from shards.dataset.encoding import check_encoded
 from shards.dataset.left_out import LEFT_OUT_NAME, read_left_out, write_left_out
 from shards.dataset.manifest import MANIFEST_NAME, write_manifest
 from shards.dataset.output import rewriting
@@ -18,9 +19,12 @@ def repair(diagnosis: Diagnosis) -> list[str]:
 
     The old manifest stays beside the new one; samples taken out are listed in ``left_out.jsonl``, so that
     neither the doctor nor ``index`` brings them back. The same dataset gives the same bytes. Raises InputError
-    where shards could not be read, as their samples may be fine, and where no sample would be left.
+    where shards could not be read, as their samples may be fine, where an encoding there is unfinished, and where
+    no sample would be left.
     """
     root, lines = diagnosis.root, diagnosis.changes.lines()
+    storage = open_storage(root)
+    check_encoded(storage)
     if found := diagnosis.findings.of("unreadable").count:
         raise InputError(
             f"{root}: {found} samples or shards could not be read; nothing is repaired before the storage works"
@@ -31,7 +35,6 @@ def repair(diagnosis: Diagnosis) -> list[str]:
         raise InputError(
             f"{root}: no sample would be left; {MANIFEST_NAME} stays as it is{rewritten(diagnosis)}"
         )
-    storage = open_storage(root)
     with rewriting(storage, diagnosis.seen):
         if diagnosis.changes.left_out:
             write_left_out(storage, [*read_left_out(storage), *diagnosis.changes.left_out])

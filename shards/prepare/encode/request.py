@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from shards.storage import Root, Storage, check_writable, is_url, open_storage
 
 _ANEW_S = 30.0  # that workers wait for the first one where all rows failed the last time
 _LOOK_S = 0.2
+_DESCRIBED, _RESULT = f"{JOB}/job.json", f"{JOB}/result.json"
+_VOID = b"{}"  # in place of what described a job that is being taken away
 _OTHER_TABLE = (
     "encode the table as it was. New rows: put them into a table of their own, encode it into another folder and "
     "join both with `ltx-shards merge`. Other captions, or fewer rows: encode into another folder"
@@ -85,7 +88,7 @@ def identity(
 def is_over(out: Root, rows: Sequence[Row], options: EncodeOptions) -> bool:
     """Whether nothing is left to do for a worker that comes late."""
     storage, units = open_storage(out), units_of(rows, options)
-    if not storage.stat(f"{JOB}/result.json"):
+    if not storage.stat(_RESULT):
         return False
     why = staleness(storage, rows, options)
     found = recorded(storage, JOB, units)
@@ -94,25 +97,36 @@ def is_over(out: Root, rows: Sequence[Row], options: EncodeOptions) -> bool:
 
 def _begun(storage: Storage, worker: Worker) -> bool:
     """Whether a job was begun here. Raises InputError where there is a dataset that no job made."""
-    described = f"{JOB}/job.json"
-    if begun := storage.stat(described):
-        if not storage.stat(f"{JOB}/result.json") or _holds_data(storage):
+    if storage.stat(_DESCRIBED):
+        if not _is_void(storage):
             return True
         # All rows failed the last time. What was wrong, files or options, will be different now: the first worker
         # begins anew, the others wait for that.
         if worker.index:
             until = time.monotonic() + _ANEW_S
-            while storage.stat(described) == begun and time.monotonic() < until:
+            while _is_void(storage) and time.monotonic() < until:
                 time.sleep(_LOOK_S)
             return True
         for entry in storage.list(JOB):
-            if entry.path != described:
+            if entry.path not in (_DESCRIBED, _RESULT):
                 storage.remove(entry.path)
-        storage.remove(described)
+        # Void at each of these steps too, for whoever comes after a kill in between.
+        storage.write(_DESCRIBED, _VOID)
+        storage.remove(_RESULT)
+        storage.remove(_DESCRIBED)
     elif _holds_data(storage):
         raise InputError(
             f"{storage.name} already holds a dataset, or a part of one: give another folder, or remove it first"
         )
+    return False
+
+
+def _is_void(storage: Storage) -> bool:
+    """Whether the job that is here has nothing to lose: no row could be encoded."""
+    with suppress(FileNotFoundError):
+        if storage.read(_DESCRIBED) == _VOID:
+            return True
+        return storage.stat(_RESULT) is not None and not _holds_data(storage)
     return False
 
 

@@ -16,6 +16,7 @@ from shards.counted import counted
 from shards.dataset.encoding import JOB
 from shards.dataset.info import INFO_NAME, DatasetInfo, write_info
 from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from shards.dataset.output import writing
 from shards.dataset.selection import join, select
 from shards.errors import InputError
 from shards.geometry import Bucket
@@ -34,12 +35,13 @@ from shards.prepare.encode.report import EncodeReport
 from shards.prepare.encode.request import CURES, check_request
 from shards.prepare.encode.request import identity as request_identity
 from shards.prepare.encode.stale import ATTEMPTS, rows_of, shard_name, staleness, units_of
-from shards.prepare.encode.units import encode_unit, publish, stored_rows
+from shards.prepare.encode.units import encode_unit, publish, stored_rows, without_left_out
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.failures import FAILURES_NAME, Failure, read_failures, write_failures
 from shards.prepare.tables.table import Row, check_media
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
+from shards.prepare.work.trial import was_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Root, Storage, open_storage
 
@@ -75,6 +77,7 @@ def encode(
     job = _job(storage, _identity(dataset_file, rows, buckets, options, encoders), rows, options, worker)
     was_complete = job.result() is not None
     rules = Rules(tuple(buckets), encoders.scale, options.windows, options.short_videos)
+    died = {source for source, reason in read_failures(storage) if was_deadly(reason)}
     with progress_bar(quiet=worker.index > 0) as progress, computing_alike(encoders.device):
         bar = progress.add_task("Encoding clips", total=len(rows))
 
@@ -86,7 +89,8 @@ def encode(
             # Again: whoever began looked at all files, this keeps a disk that is away now out of the failures.
             check_media(dataset_file, _away(chosen))
             on_row = partial(progress.advance, bar)
-            return encode_unit(storage, ATTEMPTS, unit, chosen, encoders, rules, options, on_row, careful)
+            tried = [row for row in chosen if careful or row.source in died]
+            return encode_unit(storage, ATTEMPTS, unit, chosen, encoders, rules, options, on_row, tried)
 
         def describe(unit: int) -> str:
             chosen = rows_of(unit, rows, options)
@@ -170,11 +174,11 @@ def _finish(
 ) -> dict[str, Any]:
     """Everything beside the shards, from the results of all units; `dataset.json` comes last.
 
-    Shards too whose worker was killed before it put them in place.
+    Shards too whose worker was killed before it put them in place, or took them away. What repair left out stays out.
     """
     attempts = {entry.path for entry in storage.list(ATTEMPTS)}
     for unit, result in enumerate(results):
-        if result["attempt"] in attempts:
+        if result["attempt"] is None or result["attempt"] in attempts:
             publish(storage, unit, result, result)
     for path in attempts - {result["attempt"] for result in results}:
         storage.remove(path)
@@ -187,8 +191,11 @@ def _finish(
         for bucket, sums in result["buckets"].items():
             buckets[bucket] = [a + b for a, b in zip(buckets.get(bucket, [0, 0, 0]), sums, strict=True)]
     if rows:
-        write_manifest(out, join([Manifest.from_rows(rows), *_foreign(out, storage, len(results))]))
-        write_info(out, describe())
+        # Not alone, perhaps: a worker that stood still may be at this too, and writes the same.
+        with writing(storage, patient=True):
+            ours = Manifest.from_rows(without_left_out(storage, rows))
+            write_manifest(out, join([ours, *_foreign(out, storage, len(results))]))
+            write_info(out, describe())
     return {
         "samples": len(rows),
         "buckets": buckets,

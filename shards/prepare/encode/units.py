@@ -11,6 +11,9 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from xxhash import xxh3_64_intdigest
+
+from shards.dataset.left_out import read_left_out
 from shards.formats.meta import sample_json
 from shards.formats.row import Row as Stored
 from shards.formats.sample import payload
@@ -57,13 +60,13 @@ def encode_unit(
     rules: Rules,
     options: EncodeOptions,
     on_row: Callable[[], None],
-    careful: bool = False,
+    doubtful: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """Write the samples of `rows` for shard `number`; none where no row can be encoded. Plain values for JSON.
 
     The tar lies in `attempts`, under a name of its own, until `publish` gives it its place. `on_row` is called as
-    rows go by. The same rows and encoders give the same shard. `careful` first decodes the rows in another
-    process, so that one that kills its process is a failure like others.
+    rows go by. The same rows and encoders give the same shard. Of `rows`, the `doubtful` ones are first decoded in
+    another process, so that one that kills its process is a failure like others.
     """
     sizes = file_sizes(rows)
     read = partial(
@@ -73,8 +76,8 @@ def encode_unit(
         reshape_mode=options.reshape_mode,
         reference_downscale=options.reference_downscale,
     )
-    killers = deadly(partial(drop, read), rows, options.patience_s) if careful else {}
-    bad = {rows[index].key: reason for index, reason in killers.items()}
+    killers = deadly(partial(drop, read), doubtful, options.patience_s)
+    bad = {doubtful[index].key: reason for index, reason in killers.items()}
     tally = _Tally()
     attempt = f"{attempts}/{number:06d}.{secrets.token_hex(4)}.tar"
     try:
@@ -120,6 +123,19 @@ def publish(storage: Storage, number: int, made: dict[str, Any], recorded: dict[
 def stored_rows(number: int, result: dict[str, Any]) -> list[Stored]:
     """Rows of the manifest out of the result of unit `number`."""
     return [_from_list(shard_name(number), values) for values in result["rows"]]
+
+
+def without_left_out(storage: Storage, rows: Sequence[Stored]) -> list[Stored]:
+    """Rows of the manifest, but those whose bytes, as they are in the shards now, repair left out."""
+    places = {entry.place for entry in read_left_out(storage)}
+    named = {(shard, key) for shard, key, _ in places}
+
+    def is_left_out(row: Stored) -> bool:
+        data = bytearray(row.nbytes)
+        storage.fill(row.shard, row.offset, memoryview(data))
+        return (row.shard, row.key, f"{xxh3_64_intdigest(data):016x}") in places
+
+    return [row for row in rows if (row.shard, row.key) not in named or not is_left_out(row)]
 
 
 def _size(storage: Storage, path: str) -> int:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.counted import counted
-from shards.dataset.info import INFO_NAME, DatasetInfo, Source, pack_embeds, write_info
-from shards.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from shards.dataset.output import UNFINISHED_NAME, new_dataset
+from shards.dataset.info import DatasetInfo, Source, pack_embeds, write_info
+from shards.dataset.manifest import Manifest, write_manifest
+from shards.dataset.output import UNFINISHED_NAME, new_dataset, whole
 from shards.errors import InputError
-from shards.formats import SHARDS
 from shards.formats.header import reference_name
 from shards.formats.meta import sample_json
 from shards.formats.sample import payload
@@ -143,11 +142,9 @@ def _request(found: Found, names: Mapping[str, _Name], options: ImportOptions) -
 def _written(out: Root, request: bytes) -> Manifest | None:
     """The manifest of ``out`` where a call with the same request was complete, and its shards are there."""
     storage = open_storage(out)
-    names = (_REQUEST_NAME, INFO_NAME, MANIFEST_NAME)
-    if not all(map(storage.stat, names)) or storage.read(_REQUEST_NAME) != request:
+    if not storage.stat(_REQUEST_NAME) or storage.read(_REQUEST_NAME) != request:
         return None
-    manifest = read_manifest(out)
-    if not {entry.path for entry in storage.list(SHARDS)}.issuperset(manifest.shards):
+    if (manifest := whole(out)) is None:
         return None
     storage.remove(UNFINISHED_NAME)  # of a call that was killed after its last step
     return manifest

@@ -295,6 +295,9 @@ def test_a_conversion_that_is_complete_is_left_as_it_is(
     assert run(monkeypatch, "convert", paired.root, "--to", "mds", "--out", out) == 0
     assert f"{out}: is complete, nothing was left to do: 12 samples in" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (out / "shards/shard.00000.mds").unlink()
+    assert run(monkeypatch, "convert", paired.root, "--to", "mds", "--out", out) == 2
+    assert f"{out} already holds a dataset: give another folder" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path: Path, paired: Dataset) -> None:

@@ -265,6 +265,14 @@ def test_what_the_target_has_already_is_passed_over(
     report = merge([b, c], out)
     assert (report.there, len(report.manifest)) == ((b,), 15)
     assert latents(out).keys() == latents(a).keys() | latents(b).keys() | latents(c).keys()
+    gone = report.manifest.shards[0]
+    (out / gone).unlink()
+    with pytest.raises(InputError) as error:
+        merge([a], out)
+    assert str(error.value) == (
+        f"{out}/{gone} is not there, but manifest.parquet names it: put it back, or run "
+        f"`ltx-shards doctor {out} --repair`"
+    )
 
 
 def test_other_samples_of_the_same_keys_are_not_taken_for_those_of_the_target(tmp_path: Path) -> None:

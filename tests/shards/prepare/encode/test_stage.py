@@ -17,22 +17,29 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 
 from shards.dataset.index import index
+from shards.dataset.left_out import LeftOut, write_left_out
+from shards.dataset.merge import merge
 from shards.dataset.opened import Dataset, open_dataset
+from shards.dataset.output import writing
+from shards.doctor.diagnose import diagnose
+from shards.doctor.repair import repair
 from shards.errors import InputError
 from shards.formats.sample import Sample
 from shards.geometry import Bucket, Scale
 from shards.hashing import mix, sample_id
 from shards.prepare.encode import stage, units
 from shards.prepare.encode.models import fingerprint
-from shards.prepare.encode.request import is_over
+from shards.prepare.encode.request import check_request, is_over
 from shards.prepare.encode.stage import FAILURES_NAME, EncodeOptions, EncodeReport, encode
 from shards.prepare.failures import Failure
 from shards.prepare.media.video import cover, read_clip
 from shards.prepare.tables.table import Row, read_table
 from shards.prepare.work.workers import Worker
 from shards.reader import Reader
-from shards.storage import open_storage
+from shards.storage import Folder, open_storage
 from tests.support.clips import filmed, write_ramp
+from tests.support.damage import flip
+from tests.support.jobs import until
 from tests.support.models import tiny_model
 
 BUCKETS = Bucket.parse_list("64x64x9")
@@ -200,6 +207,96 @@ def test_a_dataset_has_a_folder_of_its_own_and_its_table_is_not_taken_for_one(cl
         f"--out {clips}/sub/.. is the folder of dataset.json: give one that is the dataset's own, as "
         f"{clips}/sub/../encoded"
     )
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_repair_left_out_stays_out_until_its_shard_is_made_again(clips: Path, damaged: bool) -> None:
+    table = write_table(clips, *(("x", f"{name}.mp4") for name in "abd"))
+    _, dataset = run(clips, table, rows_per_shard=1)
+    out, options = clips / "out", replace(OPTIONS, rows_per_shard=1)
+    if damaged:
+        flip(out, 0)
+        repair(diagnose(out))
+    else:
+        checksum = f"{int(dataset.manifest.checksum[0]):016x}"
+        write_left_out(open_storage(out), [LeftOut("shards/000000.tar", "a_mp4", checksum, "not finite")])
+        index(out)
+    write_ramp(clips / "d.mp4", 17, colour=5)
+    _, dataset = run(clips, table, rows_per_shard=1)
+    assert list(dataset.manifest.keys) == ["b_mp4", "d_mp4"]
+    assert diagnose(out).sound
+    (out / "shards/000000.tar").unlink()
+    encode(table, tiny_model(), out, BUCKETS, options=options)
+    assert ("a_mp4" in open_dataset(out).manifest.keys) == damaged
+
+
+def test_an_unfinished_encoding_is_neither_repaired_nor_merged(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a shard of a changed clip was put in place: the manifest has the old sample still."""
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    run(clips, table, rows_per_shard=1)
+    more = clips / "more"
+    encode(write_table(clips, ("x", "d.mp4")), tiny_model(), more, BUCKETS, options=OPTIONS)
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    write_ramp(clips / "a.mp4", 17, colour=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(clips, table, rows_per_shard=1)
+    out, diagnosis = clips / "out", diagnose(clips / "out")
+    for refused in (
+        lambda: repair(diagnosis),
+        lambda: merge([more], out),
+        lambda: merge([out], clips / "all"),
+    ):
+        with pytest.raises(InputError, match=r"out: encoding is unfinished \(2 of 2 units\): run the same"):
+            refused()
+    run(clips, table, rows_per_shard=1)
+    assert diagnose(out).sound
+    assert len(open_dataset(out).manifest) == 2
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_shard_of_rows_that_fail_now_goes_though_a_worker_was_killed_before_that(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(clips, ("x", "a.mp4"), ("x", "b.mp4"))
+    run(clips, table, rows_per_shard=1)
+    (clips / "a.mp4").write_bytes(b"no video")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(clips, table, rows_per_shard=1)
+    assert (clips / "out/shards/000000.tar").exists()
+    run(clips, table, rows_per_shard=1)
+    assert not (clips / "out/shards/000000.tar").exists()
+
+
+def test_the_manifest_is_written_when_no_other_command_writes(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, real, refused = open_storage(clips / "out"), stage.write_manifest, []
+
+    def write_manifest(*arguments: Any) -> None:
+        with pytest.raises(InputError, match="is being written by") as error, writing(storage):
+            pass
+        refused.append(error)
+        real(*arguments)
+
+    monkeypatch.setattr(stage, "write_manifest", write_manifest)
+    table = write_table(clips, ("x", "a.mp4"))
+    with ThreadPoolExecutor() as pool:
+        with writing(storage):
+            at_work = pool.submit(encode, table, tiny_model(), clips / "out", BUCKETS, options=OPTIONS)
+            until(lambda: storage.stat("shards/000000.tar") is not None, 60)
+            time.sleep(0.5)
+            assert not at_work.done()
+            assert not storage.stat("manifest.parquet")
+        assert at_work.result(60).samples == len(refused) == 1
 
 
 @pytest.mark.parametrize("where", ["folder", "store"])
@@ -419,6 +516,42 @@ def test_a_folder_where_everything_failed_can_be_used_again(clips: Path) -> None
     assert not (clips / "out" / FAILURES_NAME).exists()
 
 
+def test_beginning_anew_may_be_killed_at_any_change(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, other = write_table(clips, ("x", "c.mp4")), Bucket.parse_list("64x64x5")
+    with pytest.raises(InputError, match="none of its 1 rows"):
+        run(clips, table)
+    left = 0
+
+    def counted(real: Any) -> Any:
+        def change(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return change
+
+    for changes in range(20):
+        out = clips / f"out{changes}"
+        shutil.copytree(clips / "out", out)
+        left = changes
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "remove", counted(Folder.remove))
+            patch.setattr(Folder, "write", counted(Folder.write))
+            try:
+                check_request(table, out, other, OPTIONS)
+            except KeyboardInterrupt:
+                killed = True
+            else:
+                killed = False
+        check_request(table, out, other, OPTIONS)
+        assert open_storage(out).list(".encode") == []
+        if not killed:
+            break
+    assert changes >= 3
+
+
 def test_a_missing_file_is_an_error_before_anything_begins(clips: Path) -> None:
     table = write_table(clips, ("x", "a.mp4"), ("x", "gone.mp4", "ra.mp4"))
     with pytest.raises(InputError) as error:
@@ -492,22 +625,27 @@ def test_a_dataset_outlives_its_footage(clips: Path) -> None:
     assert (again.samples, again.was_complete) == (1, True)
 
 
+@pytest.mark.parametrize("reason", ["disk error", "the process died while reading it: SIGSEGV"])
 def test_failed_rows_are_tried_again_where_that_is_asked_for(
-    clips: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
+    """A row that killed its process is first tried in another one."""
     table = write_table(clips, *(("x", f"{name}.mp4") for name in "abd"))
     real = units.decode
 
     def failing(row: Row, **options: Any) -> Any:
-        return iter([Failure(row.source, "disk error")]) if row.source == "b.mp4" else real(row, **options)
+        return iter([Failure(row.source, reason)]) if row.source == "b.mp4" else real(row, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(units, "decode", failing)
         report, _ = run(clips, table)
-    assert report.failures == (Failure("b.mp4", "disk error"),)
+    assert report.failures == (Failure("b.mp4", reason),)
     assert encode(table, tiny_model(), clips / "out", BUCKETS, options=OPTIONS).was_complete
+    tried: list[str] = []
+    monkeypatch.setattr(units, "deadly", lambda _, rows, patience: tried.extend(r.source for r in rows) or {})
     again = encode(table, tiny_model(), clips / "out", BUCKETS, options=replace(OPTIONS, retry_failed=True))
     assert (again.samples, again.failures) == (3, ())
+    assert tried == ([] if reason == "disk error" else ["b.mp4"])
     encode(table, tiny_model(), clips / "fresh", BUCKETS, options=OPTIONS)
     assert dataset_bytes(clips / "out") == dataset_bytes(clips / "fresh")
 
@@ -615,7 +753,16 @@ def test_the_next_clips_are_decoded_while_one_is_encoded(
     ]
 
 
-def test_workers_that_come_before_the_first_one_wait_where_all_rows_failed_the_last_time(clips: Path) -> None:
+def test_workers_that_come_before_the_first_one_wait_where_all_rows_failed_the_last_time(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, loading = stage._load, threading.Lock()
+
+    def load(*arguments: Any) -> Any:
+        with loading:  # transformers does not load in two threads at once
+            return real(*arguments)
+
+    monkeypatch.setattr(stage, "_load", load)
     table = write_table(clips, ("x", "c.mp4"))
     with pytest.raises(InputError, match="none of its 1 rows"):
         run(clips, table)
