@@ -105,9 +105,8 @@ def encode(
     if not result["samples"]:
         raise _nothing(dataset_file, failures)
     listed = len(read_manifest(out)) if was_complete else result["samples"]
-    seconds = time.perf_counter() - started
-    values = {**result, "failures": failures, "listed": listed}
-    return EncodeReport(dataset_file, out, **values, was_complete=was_complete, seconds=seconds)
+    values = {**result, "failures": failures, "listed": listed, "seconds": time.perf_counter() - started}
+    return EncodeReport(dataset_file, out, **values, was_complete=was_complete)
 
 
 def _load(model: str | Path, buckets: Sequence[Bucket], options: EncodeOptions, worker: Worker) -> Encoders:
