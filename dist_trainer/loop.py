@@ -91,10 +91,9 @@ def train(
         }
         ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced))
-        saving = time.perf_counter()
+        requests.stepped(elapsed)
         events.on_save(step.index + 1, reduced.wish)
         began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
-        requests.measured(step_s=elapsed, save_s=began - saving)
         if reduced.wish >= Wish.COME_BACK and step.index + 1 < events.steps:
             return reduced.wish
     return Wish.NONE

@@ -37,14 +37,15 @@ def resume(engine: Engine, folder: RunFolder, gathering: Gathering) -> int:
 
 def save_if_due(
     step: int, asked: bool, config: RunConfig, engine: Engine, folder: RunFolder, gathering: Gathering
-) -> None:
-    """Save where somebody has `asked`, or the interval or the run's end does."""
+) -> bool:
+    """Save where somebody has `asked`, or the interval or the run's end does; whether that was so."""
     interval = config.checkpoints.interval
     if not asked and step != config.optimization.steps and (interval is None or step % interval):
-        return
+        return False
 
     def pieces() -> Iterator[tuple[str, int, int, dict[str, torch.Tensor]]]:
         for piece in engine.slices():
             yield piece.name, piece.start, piece.stop, engine.read(piece)
 
     save(folder.checkpoints, step, engine.shapes(), pieces(), gathering, config.checkpoints.keep_last_n)
+    return True

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ ENDS_AT = "LTX_JOB_ENDS_AT"
 COME_BACK_CODE = 85  # the exit code that asks a batch script to queue the job again
 STOP_NAME, SAVE_NAME = "STOP", "SAVE"
 _TIMES = 2.0  # the slowest step and the slowest save so far
+_UNTIMED_SAVE_S = 150.0  # of a save before the first one
 _MARGIN_S = 30.0  # for the launcher and the batch script
 
 
@@ -46,7 +47,8 @@ class Requests:
         self._is_main, self._ends_at = is_main, ends_at
         self._signals: list[int] = []
         self._training = False
-        self._step_s = self._save_s = 0.0
+        self._step_s = 0.0
+        self._save_s: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -65,22 +67,30 @@ class Requests:
         """From here on a signal waits for the end of the step."""
         self._training = True
 
-    def measured(self, step_s: float, save_s: float) -> None:
-        """Take note of how long a step and what followed it took."""
-        self._step_s, self._save_s = max(self._step_s, step_s), max(self._save_s, save_s)
+    def stepped(self, seconds: float) -> None:
+        """Take note of how long a step took."""
+        self._step_s = max(self._step_s, seconds)
+
+    def saved(self, seconds: float) -> None:
+        """Take note of how long a save took; what SAVE asks for is done."""
+        self._save_s = max(self._save_s or 0.0, seconds)
+        if self._is_main:
+            with suppress(OSError):
+                self._save.unlink(missing_ok=True)
 
     @property
     def lead_s(self) -> float:
         """Seconds before the job's end at which the run begins to stop."""
-        return _TIMES * (self._step_s + self._save_s) + _MARGIN_S
+        save_s = _UNTIMED_SAVE_S if self._save_s is None else self._save_s
+        return _TIMES * (self._step_s + save_s) + _MARGIN_S
 
     def wish(self) -> Wish:
         """What this rank asks for now."""
-        if self._is_main and self._stop.exists():
+        if self._is_main and _is_there(self._stop):
             return Wish.STOP
         if self._signals or (self._is_main and self._left_s() < self.lead_s):
             return Wish.COME_BACK
-        return Wish.SAVE if self._is_main and self._save.exists() else Wish.NONE
+        return Wish.SAVE if self._is_main and _is_there(self._save) else Wish.NONE
 
     def reason(self, wish: Wish) -> str:
         """Why, in words, for rank 0 to say."""
@@ -94,11 +104,6 @@ class Requests:
             return f"{name} came, {left:.0f} s before the job's end; steps and saves here want {self.lead_s:.0f} s"
         return f"{name} came"
 
-    def saved(self) -> None:
-        """What SAVE asks for is done."""
-        if self._is_main:
-            self._save.unlink(missing_ok=True)
-
     def _left_s(self) -> float:
         return float("inf") if self._ends_at is None else self._ends_at - time.time()
 
@@ -107,6 +112,14 @@ class Requests:
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name} before the first step\n".encode())
             os._exit(COME_BACK_CODE)
         self._signals.append(number)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there, as far as its file system answers."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def ends_at(environ: Mapping[str, str]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -101,10 +102,12 @@ def open_events(
     """What happens around the steps of a run."""
 
     def save(step: int, wish: Wish) -> None:
-        save_if_due(step, wish is not Wish.NONE, config, engine, folder, gathering)
+        began = time.perf_counter()
+        if not save_if_due(step, wish is not Wish.NONE, config, engine, folder, gathering):
+            return
         if wish is not Wish.NONE:
             say(gathering.world, f"saved after step {step}: {requests.reason(wish)}")
-            requests.saved()
+        requests.saved(time.perf_counter() - began)
 
     return Events(
         learning_rate=lambda step: lr_at(step, config.optimization),
@@ -168,7 +171,7 @@ def _ignore(metrics: StepMetrics) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one rank; the exit code is 0 when trained or stopped for good, 85 to come back, 2 for bad input, else 1."""
+    """Run one rank; its exit code: 0 when trained or stopped for good, 85 to come back, 2 for bad input, else 1."""
     parser = argparse.ArgumentParser(
         prog="dist_trainer.train", description="Train LTX-Video from a YAML config."
     )
@@ -190,16 +193,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with suppress(MissingRanks, InputError):
                 gathering = dist.connect(world, BEFORE_START_S)
             raise
-        gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
         requests = Requests(Path(config.output_dir), world.is_main, ends_at(os.environ))
         with requests.listening():
+            gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
             dist.start(gathering)
             wish = run(config, world, gathering, requests)
             gathering.close()
             dist.leave()
-        return COME_BACK_CODE if wish is Wish.COME_BACK else 0
+        return _come_back(world) if wish is Wish.COME_BACK else 0
     except Exception as error:
         return fail(error, world, gathering)
+
+
+def _come_back(world: World) -> int:
+    """The exit code that asks to be queued again, from rank 0 alone, which ends when the others have.
+
+    A launcher ends everybody with the first bad code, and what it had to kill hides the code.
+    """
+    if not world.is_main:
+        sys.stdout.flush()
+        os._exit(0)
+    time.sleep(1.0 if world.size > 1 else 0.0)
+    return COME_BACK_CODE
 
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:

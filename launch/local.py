@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dist_trainer.stop import COME_BACK_CODE
+
 _GRACE_S = 15.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -20,13 +22,20 @@ _PR_SET_PDEATHSIG = 1
 def local(config: Path, overrides: Sequence[str], processes: int) -> int:
     """Run `python -m dist_trainer.train CONFIG ...` in `processes` processes and return the first bad exit code.
 
-    When one fails the others get some seconds to end by themselves, then are stopped; Ctrl-C stops all.
+    When one fails the others get some seconds to end by themselves, then are stopped; Ctrl-C stops all. USR1, USR2 and
+    TERM are passed on: the ranks save and end by themselves, with code 85.
     """
     command = [sys.executable, "-m", "dist_trainer.train", str(config), *overrides]
     port = _free_port()
     ranks: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in ranks:
+            process.send_signal(number)
+
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, pass_on)
         for rank in range(processes):
             environment = _environment(rank, processes, port)
             ranks.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))
@@ -51,11 +60,6 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **os.environ, **{key: str(value) for key, value in place.items()}}
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    """SIGTERM stops the ranks as Ctrl-C does, so that none is left behind."""
-    raise KeyboardInterrupt
-
-
 def _end_with_parent() -> None:
     """Let the kernel stop a rank whose launcher was killed, which could not do so itself."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -68,14 +72,14 @@ def _free_port() -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Exit code of the first process that fails, or 0 when all have ended well."""
+    """Exit code of the first process that fails; 85 where all have ended well and want to come back, else 0."""
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [code for code in codes if code not in (None, 0)]
+        failed = [code for code in codes if code not in (None, 0, COME_BACK_CODE)]
         if failed:
             return failed[0] if failed[0] and failed[0] > 0 else 1
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return max(code or 0 for code in codes)
         time.sleep(0.1)
 
 

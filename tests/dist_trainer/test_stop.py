@@ -67,7 +67,7 @@ def test_a_signal_to_any_rank_saves_and_asks_to_come_back(
     name = f"{number.name}_{rank}"
     kill = Kill(rank, str(runs.metrics(name)), 2, number)
     ended = runs.start(name, kill=kill)
-    assert ended.codes == [COME_BACK_CODE, COME_BACK_CODE], str(ended)
+    assert ended.codes == [COME_BACK_CODE, 0], str(ended)
     stopped = runs.steps(name)
     assert 2 <= stopped < STEPS
     assert (runs.folder(name) / "checkpoints" / "latest").read_text() == f"step_{stopped:06d}\n"
@@ -143,11 +143,14 @@ def test_of_several_wishes_the_greatest_counts(tmp_path: Path) -> None:
 
 def test_the_lead_grows_with_steps_and_saves_and_a_signal_too_late_says_so(tmp_path: Path) -> None:
     requests = Requests(tmp_path, is_main=True, ends_at=time.time() + 100)
+    assert requests.wish() is Wish.COME_BACK, "nobody knows how long a save takes"
+    requests.saved(5.0)
     assert requests.wish() is Wish.NONE
-    requests.measured(step_s=10.0, save_s=5.0)
-    requests.measured(step_s=2.0, save_s=20.0)
+    requests.stepped(10.0)
+    requests.saved(20.0)
+    requests.stepped(2.0)
     assert requests.lead_s == 90.0
-    requests.measured(step_s=16.0, save_s=0.0)
+    requests.stepped(16.0)
     assert requests.wish() is Wish.COME_BACK
     with requests.listening():
         requests.begin()
