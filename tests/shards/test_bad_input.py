@@ -426,24 +426,24 @@ TABLES: dict[str, Asked] = {
     "an odd width": Asked(
         "caption,media_path\na cat,good.mp4",
         ENCODE.replace("64x64x9", "60x64x9"),
-        "bucket 60x64x9 does not fit the VAE: 60x64 pixels cannot be encoded: both sides must be multiples of 16",
+        "--buckets 60x64x9 does not fit the VAE: 60x64 pixels cannot be encoded: both sides must be multiples of 16",
     ),
     "an odd number of frames": Asked(
         "caption,media_path\na cat,good.mp4",
         ENCODE.replace("64x64x9", "64x64x8"),
-        "bucket 64x64x8 does not fit the VAE: 8 frames cannot be encoded: the VAE takes a multiple of 4 plus 1, the "
+        "--buckets 64x64x8 does not fit the VAE: 8 frames cannot be encoded: the VAE takes a multiple of 4 plus 1, the "
         "nearest below is 5",
     ),
     "an odd size of references": Asked(
         "caption,media_path\na cat,good.mp4",
         ENCODE + " --reference-downscale 3",
-        "bucket 64x64x9: its references would be 21.3333x21.3333 pixels at reference_downscale 3, and the VAE takes "
+        "--buckets 64x64x9: its references would be 21.3333x21.3333 pixels at --reference-downscale 3, and the VAE takes "
         "multiples of 16",
     ),
     "no size": Asked(
         "caption,media_path\na cat,good.mp4",
         ENCODE.replace("64x64x9", "0x64x9"),
-        "bucket '0x64x9' is not WIDTHxHEIGHTxFRAMES, for example 768x448x89",
+        "--buckets: bucket '0x64x9' is not WIDTHxHEIGHTxFRAMES, for example 768x448x89",
     ),
     "no clip that can be read": Asked(
         "caption,media_path\na cat,zero.mp4\na dog,text.mp4",
