@@ -437,8 +437,8 @@ TABLES: dict[str, Asked] = {
     "an odd size of references": Asked(
         "caption,media_path\na cat,good.mp4",
         ENCODE + " --reference-downscale 3",
-        "--buckets 64x64x9: its references would be 21.3333x21.3333 pixels at --reference-downscale 3, and the VAE takes "
-        "multiples of 16",
+        "--buckets 64x64x9: its references would be 21.3333x21.3333 pixels at --reference-downscale 3, and the VAE "
+        "takes multiples of 16",
     ),
     "no size": Asked(
         "caption,media_path\na cat,good.mp4",
