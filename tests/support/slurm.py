@@ -86,7 +86,19 @@ def missing() -> str:
     absent = [name for name in _PROGRAMS if not shutil.which(name, path=_PATH)]
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {PACKAGES}"
-    return "" if os.geteuid() == 0 else "a cluster on one machine needs root"
+    if os.geteuid() != 0:
+        return "a cluster on one machine needs root"
+    if subprocess.run(["unshare", "--uts", "--mount", "--pid", "--fork", "true"], check=False).returncode:
+        return "this machine does not let nodes have namespaces of their own (unshare)"
+    try:
+        own = socket.gethostbyname(socket.gethostname().partition(".")[0])
+    except OSError:
+        own = "no address"
+    return (
+        ""
+        if own.startswith("127.")
+        else f"this machine's name leads to {own}, and must to 127.0.0.1 (/etc/hosts)"
+    )
 
 
 class Cluster:
