@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,6 +71,36 @@ class RunFolder:
     def replaced(self) -> Path:
         """One JSON line per damaged sample of a step: which it was, and what was trained in its place."""
         return self.root / "logs" / "replaced.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """One JSON line per step whose update was left out: its samples' ids and why."""
+        return self.root / "logs" / "skipped.jsonl"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON line per job that began or ended: event, job, nodes, ranks, step, code, cause."""
+        return self.root / "logs" / "jobs.jsonl"
+
+    @property
+    def bad_nodes(self) -> Path:
+        """One JSON line per node that failed its trial: time, job, host, cause."""
+        return self.root / "logs" / "bad_nodes.jsonl"
+
+    @property
+    def ranks(self) -> Path:
+        """What each rank of each job printed: <job>_<rank>.log."""
+        return self.root / "logs" / "ranks"
+
+    @property
+    def stacks(self) -> Path:
+        """Where each rank stood when a run hung: <job>_<rank>.txt."""
+        return self.root / "logs" / "stacks"
+
+    @property
+    def done(self) -> Path:
+        """There when all steps are trained: holds their number."""
+        return self.root / "DONE"
 
     @property
     def config(self) -> Path:
@@ -190,6 +220,29 @@ def _lines_until(path: Path, step: int) -> list[str]:
         if found <= step:
             kept.append(line)
     return kept
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Append one record to a log that several processes write, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(record) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log that `append` wrote; lines that a kill left broken are passed over."""
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                found.append(record)
+    return found
 
 
 def write_text(path: Path, content: str) -> None:

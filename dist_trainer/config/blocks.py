@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dist_trainer.config.block import Block
 from dist_trainer.config.data import BatchingConfig, DataConfig
+from dist_trainer.config.health import HealthConfig
 from dist_trainer.config.model import ConditioningConfig, LoraConfig, ModelConfig
 from dist_trainer.config.output import (
     CheckpointsConfig,
@@ -43,6 +44,9 @@ class Blocks(Block):
     flow_matching: FlowMatchingConfig = Field(default_factory=FlowMatchingConfig, description="Noise levels.")
     deepspeed: DeepSpeedConfig = Field(
         default_factory=DeepSpeedConfig, description="How state is spread over processes."
+    )
+    health: HealthConfig = Field(
+        default_factory=HealthConfig, description="What is done about machines and samples that fail."
     )
     tensorboard: TensorboardConfig = Field(default_factory=TensorboardConfig, description="Curves.")
     hub: HubConfig = Field(default_factory=HubConfig, description="Upload at the end.")
