@@ -1,4 +1,4 @@
-"""ltx-launch: start a run."""
+"""Commands that run on this machine: local, demo."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from launch.local import local
-from shards.errors import InputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Start training runs.")
+app = typer.Typer()
 
 
 @app.command("local")
@@ -39,13 +38,5 @@ def demo_command(
 
     try:
         demo(folder.resolve(), clips, Console())
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     except subprocess.CalledProcessError as error:
         raise typer.Exit(error.returncode) from None
-
-
-def main() -> None:
-    """Console entry point."""
-    app()
