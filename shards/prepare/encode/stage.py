@@ -34,14 +34,14 @@ from shards.prepare.encode.pairing import check_downscale
 from shards.prepare.encode.report import EncodeReport
 from shards.prepare.encode.request import CURES, check_request
 from shards.prepare.encode.request import identity as request_identity
-from shards.prepare.encode.stale import ATTEMPTS, rows_of, shard_name, staleness, units_of
+from shards.prepare.encode.stale import ATTEMPTS, DEADLY, rows_of, shard_name, staleness, units_of
 from shards.prepare.encode.units import encode_unit, publish, stored_rows, without_left_out
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.failures import FAILURES_NAME, Failure, read_failures, write_failures
 from shards.prepare.tables.table import Row, check_media
 from shards.prepare.work.job import Job
 from shards.prepare.work.progress import progress_bar
-from shards.prepare.work.trial import was_deadly
+from shards.prepare.work.trial import marked_deadly
 from shards.prepare.work.workers import ALONE, Worker
 from shards.storage import Root, Storage, open_storage
 
@@ -77,7 +77,7 @@ def encode(
     job = _job(storage, _identity(dataset_file, rows, buckets, options, encoders), rows, options, worker)
     was_complete = job.result() is not None
     rules = Rules(tuple(buckets), encoders.scale, options.windows, options.short_videos)
-    died = {source for source, reason in read_failures(storage) if was_deadly(reason)}
+    died = marked_deadly(storage, DEADLY, [row.source for row in rows])
     with progress_bar(quiet=worker.index > 0) as progress, computing_alike(encoders.device):
         bar = progress.add_task("Encoding clips", total=len(rows))
 
@@ -90,7 +90,7 @@ def encode(
             check_media(dataset_file, _away(chosen))
             on_row = partial(progress.advance, bar)
             tried = [row for row in chosen if careful or row.source in died]
-            return encode_unit(storage, ATTEMPTS, unit, chosen, encoders, rules, options, on_row, tried)
+            return encode_unit(storage, unit, chosen, encoders, rules, options, on_row, tried)
 
         def describe(unit: int) -> str:
             chosen = rows_of(unit, rows, options)

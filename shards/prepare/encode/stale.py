@@ -16,6 +16,7 @@ from shards.prepare.tables.table import Row
 from shards.storage import Storage
 
 ATTEMPTS = f"{JOB}/attempts"
+DEADLY = f"{JOB}/deadly"  # marks of files that end the process that reads them
 
 
 def shard_name(number: int) -> str:

@@ -25,12 +25,12 @@ from shards.prepare.encode.cut import Decoded, Reading, decode, drop
 from shards.prepare.encode.encoders import Encoders, hardware
 from shards.prepare.encode.latents import batches, encode_batch
 from shards.prepare.encode.options import EncodeOptions
-from shards.prepare.encode.stale import file_sizes, shard_name
+from shards.prepare.encode.stale import ATTEMPTS, DEADLY, file_sizes, shard_name
 from shards.prepare.encode.text import prompt_of
 from shards.prepare.failures import Failure
 from shards.prepare.tables.table import Row
 from shards.prepare.work.shift import abandon
-from shards.prepare.work.trial import deadly
+from shards.prepare.work.trial import deadly, mark_deadly
 from shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class _Tally:
 
 def encode_unit(
     storage: Storage,
-    attempts: str,
     number: int,
     rows: Sequence[Row],
     encoders: Encoders,
@@ -64,7 +63,7 @@ def encode_unit(
 ) -> dict[str, Any]:
     """Write the samples of `rows` for shard `number`; none where no row can be encoded. Plain values for JSON.
 
-    The tar lies in `attempts`, under a name of its own, until `publish` gives it its place. `on_row` is called as
+    The tar lies in ATTEMPTS, under a name of its own, until `publish` gives it its place. `on_row` is called as
     rows go by. The same rows and encoders give the same shard. Of `rows`, the `doubtful` ones are first decoded in
     another process, so that one that kills its process is a failure like others.
     """
@@ -77,9 +76,10 @@ def encode_unit(
         reference_downscale=options.reference_downscale,
     )
     killers = deadly(partial(drop, read), doubtful, options.patience_s)
+    mark_deadly(storage, DEADLY, [doubtful[index].source for index in killers])
     bad = {doubtful[index].key: reason for index, reason in killers.items()}
     tally = _Tally()
-    attempt = f"{attempts}/{number:06d}.{secrets.token_hex(4)}.tar"
+    attempt = f"{ATTEMPTS}/{number:06d}.{secrets.token_hex(4)}.tar"
     try:
         with closing(_samples(rows, partial(_read, read, bad), encoders, options, tally, on_row)) as samples:
             first = next(samples, None)

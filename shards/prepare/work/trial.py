@@ -52,11 +52,6 @@ def attempt(
     return made, died
 
 
-def was_deadly(reason: str) -> bool:
-    """Whether `deadly` gave this reason: the item is to be tried with care the next time too."""
-    return reason.startswith((_STILL, _DIED))
-
-
 def mark_deadly(storage: Storage, folder: str, names: Iterable[str]) -> None:
     """Have items tried with care the next time too, by all that look for marks in the folder."""
     for name in names:
