@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dist_trainer.dist import Gathering
 from shards.dataset.info import INFO_NAME
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.source import part
+
+if TYPE_CHECKING:
+    from dist_trainer.dist import Gathering
 
 
 def check_vae(source: str, kind: str, dataset: Dataset, gathering: Gathering) -> None:
@@ -18,14 +21,17 @@ def check_vae(source: str, kind: str, dataset: Dataset, gathering: Gathering) ->
     Rank 0 alone reads the weights and tells the others. Where there is nothing to compare (a model without a VAE,
     a dataset that names none) it prints a note. Raises InputError on rank 0 for a VAE that cannot be loaded.
     """
-    refusal = _compare(source, kind, dataset) if gathering.world.is_main else ""
+    refusal = mismatch(source, kind, dataset) if gathering.world.is_main else ""
     refusal = gathering.share("VAE of the dataset", refusal)
     if refusal:
         raise InputError(refusal)
 
 
-def _compare(source: str, kind: str, dataset: Dataset) -> str:
-    """Why the dataset does not fit the model, in one line; empty where it does, or nobody can tell."""
+def mismatch(source: str, kind: str, dataset: Dataset) -> str:
+    """Why the dataset does not fit the model, in one line; empty where it does, or nobody can tell.
+
+    Arguments, notes and errors as for `check_vae`.
+    """
     encoded = dataset.info.vae
     strange = encoded.kind not in ("", kind)
     unknown = "whether its latents fit this model's VAE is not checked"

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from dist_trainer import dist
 from dist_trainer.board import Board
-from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_data, open_reader, run_state
+from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
 from dist_trainer.config import RunConfig, dump, load, notices
+from dist_trainer.data import open_data, run_state
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.engine import Engine
 from dist_trainer.export import export

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dist_trainer.ltx.packed import install
+from typing import Any
+
 from dist_trainer.ltx.shape import shape
 
 VAE = "AutoencoderKLLTXVideo"
 
 __all__ = ["VAE", "install", "shape"]
+
+
+def install(model: Any) -> None:
+    """Put the packed forward onto a model, in place; see `dist_trainer.ltx.packed`."""
+    from dist_trainer.ltx import packed  # torch comes with it; what a config says needs none
+
+    packed.install(model)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dist_trainer import flow
-from dist_trainer.build import Data, build_data, run_state
+from dist_trainer.build import Data, build_data
 from dist_trainer.config import RunConfig
+from dist_trainer.data import run_state
 from dist_trainer.feed import Fed, MicroStep, loader, micro_steps
 from dist_trainer.substitute import ATTEMPTS, drawn_as, substitutes
 from dist_trainer.world import World

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_trainer.build import open_data
 from dist_trainer.config import load
+from dist_trainer.data import open_data
 from shards.dataset.convert import convert
 from shards.dataset.index import index
 from shards.dataset.opened import Dataset, open_dataset

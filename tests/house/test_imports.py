@@ -73,6 +73,8 @@ def test_there_are_no_import_circles() -> None:
         "launch.demo",
         "dist_trainer",
         "dist_trainer.config",
+        "dist_trainer.data",
+        "dist_trainer.provenance",
         "dist_trainer.schedule",
         "dist_trainer.cli",
         "shards.cli",
