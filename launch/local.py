@@ -38,7 +38,7 @@ def local(config: Path, overrides: Sequence[str], processes: int) -> int:
             signal.signal(number, pass_on)
         for rank in range(processes):
             environment = _environment(rank, processes, port)
-            ranks.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))
+            ranks.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
         return _wait(ranks)
     except KeyboardInterrupt:
         for process in ranks:
@@ -60,8 +60,8 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **os.environ, **{key: str(value) for key, value in place.items()}}
 
 
-def _end_with_parent() -> None:
-    """Let the kernel stop a rank whose launcher was killed, which could not do so itself."""
+def end_with_parent() -> None:
+    """Let the kernel stop a process, before it begins, when its launcher is killed and cannot do so itself."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
