@@ -61,7 +61,7 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Let the kernel stop a process, before it begins, when its launcher is killed and cannot do so itself."""
+    """In a new process: let the kernel stop it when its launcher is killed, which could not do so itself."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
