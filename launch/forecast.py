@@ -1,0 +1,132 @@
+"""What a run will be on a number of ranks, or why it cannot be, known before it is queued. Imports without torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.config import RunConfig, notices
+from dist_trainer.data import Planned, make_plan, open_data, run_state
+from dist_trainer.family import vae_of
+from dist_trainer.provenance import mismatch
+from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import STOP_NAME
+from dist_trainer.world import World
+from shards.dataset.opened import Dataset
+from shards.efficiency import Efficiency, advice, report
+from shards.errors import InputError
+
+_MEASURED_STEPS = 20  # as the trainer looks at when it starts
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run on `ranks` ranks. `samples`: of the dataset; `tokens_per_step` and `samples_per_step`: means.
+
+    `cap`: most tokens in a pack. `packing`: how its steps lay out. `notes`: what a user may want to change.
+    """
+
+    ranks: int
+    samples: int
+    steps: int
+    epochs: float
+    samples_per_step: float
+    tokens_per_step: float
+    cap: int
+    packing: Efficiency
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        packing = self.packing
+        lines = (
+            f"{self.steps} steps, {self.epochs:.2f} epochs of {self.samples} samples",
+            f"a step: {self.samples_per_step:.1f} samples, {self.tokens_per_step:.0f} tokens, "
+            f"{packing.micro_steps:.1f} micro-steps of at most {self.cap} tokens a rank",
+            f"on {self.ranks} ranks: {packing.useful:.1%} of their time is useful, {packing.idle:.1%} of packs idle, "
+            f"dearest pack to mean {packing.balance:.2f}",
+            *(f"note: {note}" for note in self.notes),
+        )
+        return "\n".join(lines)
+
+
+def forecast(config: RunConfig, ranks: int) -> Forecast:
+    """What training `config` on `ranks` ranks will be. Reads the dataset's manifest, and no weights of the transformer.
+
+    Raises InputError, with the trainer's own words, for what the trainer would refuse when it starts: no such dataset
+    or model, one that does not fit the other, a sample larger than the cap, a folder of another run. Also for a folder
+    that cannot be written, and one in which STOP lies, where the job would only end again.
+    """
+    if ranks < 1:
+        raise InputError(f"{ranks} ranks: a run needs at least one")
+    folder = RunFolder(Path(config.output_dir))
+    before = folder.read_state()
+    _check_folder(folder)
+    dataset = open_data(config)
+    state = run_state(config, dataset, World(0, ranks, 0), before)
+    if before:
+        folder.check_same(before, state)
+    _check_vae(config, dataset)
+    planned = make_plan(config, dataset, state)
+    _check_engine(config)
+    return _told(config, planned, ranks)
+
+
+def _told(config: RunConfig, planned: Planned, ranks: int) -> Forecast:
+    plan, quadratic = planned.plan, planned.shape.quadratic
+    found = report(
+        plan.tokens, plan.ids, plan.batching, [ranks], planned.cap, quadratic, plan.seed, _MEASURED_STEPS
+    )
+    notes = [*notices(config), *filter(None, [advice(found)])]
+    steps = config.optimization.steps
+    return Forecast(
+        ranks=ranks,
+        samples=len(plan.ids),
+        steps=steps,
+        epochs=steps / plan.steps_per_epoch,
+        samples_per_step=len(plan.ids) / plan.steps_per_epoch,
+        tokens_per_step=float(plan.tokens.sum()) / plan.steps_per_epoch,
+        cap=planned.cap,
+        packing=found[0],
+        notes=tuple(notes),
+    )
+
+
+def _check_folder(folder: RunFolder) -> None:
+    """Raise InputError where the run's folder, or the next one above it that is there, takes no files."""
+    stop = folder.root / STOP_NAME
+    if stop.exists():
+        raise InputError(
+            f"{stop} is there: the job would end at once; `ltx-launch resume {folder.root}` removes it and goes on"
+        )
+    there = folder.root.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    reason = "" if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
+    if not there.is_dir():
+        reason = f"{there} is a file"
+    if reason:
+        raise InputError(f"output_dir: {folder.root}: cannot be written: {reason}; choose another folder")
+
+
+def _check_vae(config: RunConfig, dataset: Dataset) -> None:
+    """Raise InputError where another VAE encoded the dataset.
+
+    Only where the dataset names another model are weights of the VAE compared, which takes torch and some seconds.
+    """
+    source, encoded = config.model.model_source, dataset.info.vae
+    kind = vae_of(source)
+    if encoded.source == source and encoded.kind in ("", kind):
+        return
+    if refusal := mismatch(source, kind, dataset):
+        raise InputError(refusal)
+
+
+def _check_engine(config: RunConfig) -> None:
+    """Raise InputError for settings of the user's own that DeepSpeed refuses; without any, torch is not needed."""
+    if not config.deepspeed.config:
+        return
+    from dist_trainer.deepspeed_config import deepspeed_config
+    from dist_trainer.engine import check_settings
+
+    check_settings(deepspeed_config(config, on_gpu=False))
