@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
 
-from dist_trainer.world import World, address
+from dist_trainer.world import World, address, hostname
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _COMPLETE = "complete:"
@@ -18,7 +18,14 @@ _FAILED = "failed"
 
 
 class MissingRanks(RuntimeError):
-    """Some ranks did not come to a meeting within its limit; the message names them."""
+    """Some ranks did not come to a meeting within its limit; the message names them.
+
+    `ranks`: those, as far as this rank can tell: rank 0 knows all, the others only whether rank 0 itself is silent.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
 
 
 class Gathering:
@@ -30,7 +37,7 @@ class Gathering:
         self._shared = store
         self._store = torch_dist.PrefixStore("ltx", store)
         self._turns = 0
-        self._store.set(f"host/{world.rank}", socket.gethostname())
+        self._store.set(f"host/{world.rank}", hostname(os.environ))
 
     def meet(self, purpose: str, timeout_s: float | None = None) -> None:
         """Wait for all ranks; raises MissingRanks naming rank and host of who did not come in `timeout_s` seconds.
@@ -41,20 +48,26 @@ class Gathering:
         self._turns += 1
         name = f"turn/{self._turns}"
         self._store.set(f"{name}/{self.world.rank}", "1")
+        missing: list[int] = []
         if self.world.is_main:
             missing = self._wait_for_all(name, limit)
             self._store.set(f"{name}/result", self._verdict(missing, limit))
-        # Rank 0 speaks at the limit; the extra seconds let its verdict arrive.
-        self._result(purpose, limit, limit + 15)
+        try:
+            # Rank 0 speaks at the limit; the extra seconds let its verdict arrive.
+            self._result(purpose, limit, limit + 15)
+        except MissingRanks as error:
+            if missing and not self._store.check([_FAILED]):
+                error.ranks = tuple(missing)
+            raise
 
-    def collect(self, purpose: str, value: str) -> list[str]:
+    def collect(self, purpose: str, value: str, timeout_s: float | None = None) -> list[str]:
         """Meet, bringing a text: rank 0 gets all ranks' texts in their order, the others an empty list.
 
         Raises MissingRanks as `meet` does.
         """
         keys = [f"collect/{self._turns}/{rank}" for rank in range(self.world.size)]
         self._store.set(keys[self.world.rank], value)
-        self.meet(purpose)
+        self.meet(purpose, timeout_s)
         if not self.world.is_main:
             return []
         values = [self._store.get(key).decode() for key in keys]
@@ -81,12 +94,13 @@ class Gathering:
             return "rank 0 (its store no longer answers)"
         return self._describe([rank for rank, at in enumerate(reached) if at < max(reached)])
 
-    def share(self, name: str, value: str) -> str:
-        """Rank 0's `value`, on every rank."""
+    def share(self, name: str, value: str, timeout_s: float | None = None) -> str:
+        """Rank 0's `value`, on every rank. Raises MissingRanks where it does not come in `timeout_s` seconds."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
         self._turns += 1
         if self.world.is_main:
             self._store.set(f"turn/{self._turns}/result", _COMPLETE + value)
-        return self._result(name, self.timeout_s, self.timeout_s)
+        return self._result(name, limit, limit)
 
     def first_to_fail(self) -> int:
         """Report that this rank failed; returns the rank that reported first (0, when the store is gone with it)."""
@@ -128,7 +142,7 @@ class Gathering:
             self._store.wait([key], timedelta(seconds=wait_s))
             result = self._store.get(key).decode()
         except (RuntimeError, torch_dist.DistError) as error:
-            raise MissingRanks(f"{purpose}: rank 0 did not answer within {limit:g} s") from error
+            raise MissingRanks(f"{purpose}: rank 0 did not answer within {limit:g} s", [0]) from error
         if not result.startswith(_COMPLETE):
             raise MissingRanks(f"{purpose}: {result}")
         return result.removeprefix(_COMPLETE)

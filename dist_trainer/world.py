@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ def presumed(environ: Mapping[str, str]) -> World:
     claimed = environ.get("RANK", environ.get("SLURM_PROCID", ""))
     rank = int(claimed) if claimed.isascii() and claimed.isdigit() else 0
     return World(rank, rank + 1, 0)
+
+
+def hostname(environ: Mapping[str, str]) -> str:
+    """The name Slurm knows this machine by, else its own."""
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def address(environ: Mapping[str, str], world: World) -> tuple[str, int]:
