@@ -24,6 +24,7 @@ from dist_trainer.family import vae_of
 from dist_trainer.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.output import print_on
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
 from dist_trainer.resume import resume, save_if_due
@@ -220,6 +221,7 @@ def _come_back(world: World) -> int:
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `main` as a whole process. A failed rank must not wait for threads or collectives that will never end."""
+    print_on()
     status = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
