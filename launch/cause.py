@@ -1,0 +1,100 @@
+"""What a job ended of, from what its ranks and srun left in the run's folder: a code, one line, lines worth repeating."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import COME_BACK_CODE
+
+_MARK = "--- "
+_TAIL_BYTES, _LAST_LINES, _MOST_ERRORS = 1 << 16, 5, 5
+_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_EXITED = re.compile(r"Exited with exit code (\d+)")
+_LOST_NODE = re.compile(r"srun: error: (Node failure on \S+)")
+_ASKED = ("User defined signal", "Terminated")
+_CRASH = 1
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: the exit code that counts, why in one line, and what to show of the ranks' logs."""
+
+    code: int
+    cause: str
+    shown: tuple[str, ...]
+
+
+def srun_log(folder: RunFolder, job: str) -> Path:
+    """What srun itself said of this start of a job."""
+    return folder.root / "logs" / f"{job}.srun.log"
+
+
+def mark(folder: RunFolder, job: str, restart: int) -> None:
+    """Part this start of a job from those before it, in the logs that its ranks go on to write."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    for path in folder.ranks.glob(f"{job}_*.log"):
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{_MARK}job {job}, start {restart + 1}, {when}\n")
+
+
+def ending(folder: RunFolder, job: str, code: int) -> Ending:
+    """How this start of a job ended, where srun's exit code is `code`.
+
+    srun gives the greatest code of all ranks, and ends the others when one has ended badly. What counts is the first.
+    """
+    said = _tail(srun_log(folder, job))
+    errors = list(_errors(folder, job))
+    shown = tuple(errors[:_MOST_ERRORS]) or tuple(_last_lines(folder.ranks / f"{job}_0.log"))
+    if code == 0:
+        return Ending(0, "", shown)
+    host, ranks, how = _first_to_end(said)
+    if exited := _EXITED.match(how):
+        code = int(exited[1])
+    elif how.startswith(_ASKED):
+        code = COME_BACK_CODE  # before the rank could listen
+    elif how and code in (0, 2, COME_BACK_CODE):
+        code = _CRASH
+    if code == COME_BACK_CODE:
+        return Ending(code, "told to stop and come back", shown)
+    if lost := [match[1] for line in said if (match := _LOST_NODE.match(line))]:
+        return Ending(code, lost[0], shown)
+    if how and not exited:
+        return Ending(code, f"rank {ranks} ({host}): {how}", shown)
+    if errors:
+        return Ending(code, errors[0].removeprefix("error: "), shown)
+    spoken = [line.removeprefix("srun: error: ") for line in said if line.startswith("srun: error: ")]
+    return Ending(code, spoken[0] if spoken else f"exit code {code}, and no rank said why", shown)
+
+
+def _first_to_end(said: list[str]) -> tuple[str, str, str]:
+    """Host, ranks and manner of the first that ended badly, in srun's words; empty where it named none."""
+    found = [match for line in said if (match := _ENDED.match(line))]
+    return (found[0][1], found[0][2], found[0][3]) if found else ("", "", "")
+
+
+def _errors(folder: RunFolder, job: str) -> Iterator[str]:
+    """The lines with which ranks explain an error, by rank."""
+    for path in sorted(folder.ranks.glob(f"{job}_*.log"), key=lambda path: (len(path.name), path.name)):
+        yield from (line for line in _tail(path) if line.startswith("error:"))
+
+
+def _last_lines(path: Path) -> list[str]:
+    return _tail(path)[-_LAST_LINES:]
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log, after the last mark."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    marks = [number for number, line in enumerate(lines) if line.startswith(f"{_MARK}job ")]
+    return lines[marks[-1] + 1 :] if marks else lines

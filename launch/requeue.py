@@ -1,0 +1,94 @@
+"""A job's place in Slurm's queue: what Slurm says of it, and queueing it again without the nodes that are bad."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from shards.errors import InputError
+
+_TRIES, _PAUSE_S, _CALL_S = 12, 10.0, 60.0  # a controller that is restarted does not answer for a while
+
+
+@dataclass(frozen=True)
+class Place:
+    """What Slurm says of a job: its state and why it is so, how often it was queued again, hosts it keeps away from."""
+
+    state: str
+    reason: str
+    restarts: int
+    excluded: tuple[str, ...]
+
+    @property
+    def ours(self) -> bool:
+        """Whether what becomes of the job is left to it: it runs, or its time is over. Else somebody cancels it.
+
+        A job that is being ended says COMPLETING, whatever ends it; `scontrol requeue` would bring back one that its
+        user has cancelled.
+        """
+        return self.state == "RUNNING" or (self.state == "COMPLETING" and self.reason == "TimeLimit")
+
+
+def place(job: str) -> Place:
+    """What Slurm says of a job now. Raises InputError when it does not answer, or does not know the job."""
+    said = _scontrol("show", "job", "--oneliner", job)
+    found = {key: re.search(rf"(?:^|\s){key}=(\S*)", said) for key in ("JobState", "Reason", "Restarts")}
+    words = {key: match[1] if match else "" for key, match in found.items()}
+    restarts = int(words["Restarts"]) if words["Restarts"].isdigit() else 0
+    return Place(words["JobState"], words["Reason"], restarts, _hosts(said))
+
+
+def requeue(job: str, exclude: Collection[str] = ()) -> None:
+    """Queue a job that runs again; it will keep away from the hosts `exclude`. Raises InputError when Slurm refuses.
+
+    Slurm then ends the script that calls this, within KillWait seconds: it has to ignore SIGTERM until it is done.
+    """
+    _scontrol("requeue", job)
+    keep_away(job, exclude)
+
+
+def keep_away(job: str, hosts: Collection[str]) -> None:
+    """Let a job that is queued again keep away from `hosts` also. Raises InputError when Slurm refuses.
+
+    Slurm takes this for pending jobs alone; one counts as such from the moment it is queued again, though its script
+    still runs.
+    """
+    excluded = place(job).excluded
+    more = sorted(host for host in set(hosts) if host not in excluded)
+    if more:
+        _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join((*excluded, *more))}")
+
+
+def names(hostlist: str) -> tuple[str, ...]:
+    """The hosts of a list as Slurm writes it, such as node[1-4]."""
+    return tuple(_scontrol("show", "hostnames", hostlist).split())
+
+
+def _hosts(said: str) -> tuple[str, ...]:
+    found = re.search(r"\sExcNodeList=(\S+)", said)
+    return names(found[1]) if found and found[1] != "(null)" else ()
+
+
+def _scontrol(*words: str) -> str:
+    """What `scontrol WORDS` prints; asked again while the controller does not answer."""
+    for tried in range(1, _TRIES + 1):
+        code, said, error = _run(("scontrol", *words))
+        if code == 0:
+            return said
+        if "Unable to contact" not in error or tried == _TRIES:
+            break
+        time.sleep(_PAUSE_S)
+    raise InputError(f"scontrol {' '.join(words)}: {error or f'exit code {code}'}")
+
+
+def _run(command: Sequence[str]) -> tuple[int, str, str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, "", f"Unable to contact Slurm within {_CALL_S:g} s"
+    except OSError as error:
+        return 1, "", str(error)
+    return done.returncode, done.stdout, " ".join(done.stderr.split())
