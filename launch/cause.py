@@ -1,4 +1,4 @@
-"""What a job ended of, from what its ranks and srun left in the run's folder: a code, one line, lines worth repeating."""
+"""What a job ended of, from what its ranks and srun left in the run's folder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,81 @@
+"""Commands of the batch scripts (slurm/lib/run.sh), not shown to users: what comes before and after a run's ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_trainer.config import load
+from dist_trainer.rundir import RunFolder, append
+from dist_trainer.stop import STOP_NAME
+from launch.after import Verdict, after, ended, start_of
+from launch.cause import ending, mark
+from launch.requeue import keep_away, names, requeue
+from shards.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command("job-began", hidden=True)
+def began(
+    config: Annotated[Path, typer.Argument()], overrides: Annotated[list[str] | None, typer.Argument()] = None
+) -> None:
+    """Print the run's folder, made ready for the ranks' logs; nothing where the run is done or was told to stop."""
+    settings = load(config, overrides or [])
+    folder = RunFolder(Path(settings.output_dir).absolute())
+    if (folder.root / STOP_NAME).exists():
+        print(f"{folder.root / STOP_NAME} is there: remove it to go on", file=sys.stderr)
+        return
+    if (steps := _done(folder)) >= settings.optimization.steps:
+        print(
+            f"{folder.root}: all {steps} steps are done; raise optimization.steps to go on", file=sys.stderr
+        )
+        return
+    job, restart = start_of(os.environ)
+    nodes = list(names(os.environ.get("SLURM_JOB_NODELIST", "localhost")))
+    ranks = int(os.environ.get("SLURM_NTASKS", "1"))
+    try:
+        folder.ranks.mkdir(parents=True, exist_ok=True)
+        mark(folder, job, restart)
+        record = {"time": time.time(), "event": "began", "job": job, "restart": restart}
+        append(folder.jobs, {**record, "nodes": nodes, "ranks": ranks})
+    except OSError as error:
+        raise InputError(
+            f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
+        ) from error
+    print(folder.root)
+
+
+@app.command("job-ended", hidden=True)
+def after_ranks(run: Annotated[Path, typer.Argument()], code: Annotated[int, typer.Argument()]) -> None:
+    """Say how the ranks ended, note it, and queue the job again where it comes back. Ends with the code that counts."""
+    folder, (job, restart) = RunFolder(run), start_of(os.environ)
+    end = ending(folder, job, code)
+    for line in end.shown:
+        print(line)
+    try:
+        verdict = after(run, end.code, os.environ)
+    except InputError as error:
+        verdict = Verdict(False, f"not known whether to come back: {error}")
+    ended(run, end.code, end.cause, verdict, os.environ)
+    if end.code:
+        print(f"job {job}, start {restart + 1}, ended with code {end.code}: {end.cause}")
+        print(f"{'queued again' if verdict.again else 'error: not queued again'}: {verdict.why}", flush=True)
+    if verdict.queued:
+        keep_away(job, verdict.exclude)
+    elif verdict.again:
+        requeue(job, verdict.exclude)
+    raise typer.Exit(end.code)
+
+
+def _done(folder: RunFolder) -> int:
+    """The number of steps of a run that is done; 0 while it is not."""
+    try:
+        return int(folder.done.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
