@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from dist_trainer import dist
+from dist_trainer import dist, progress
 from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
 from dist_trainer.config import RunConfig, dump, load, notices
@@ -31,10 +31,13 @@ from dist_trainer.resume import resume, save_if_due
 from dist_trainer.rundir import RunFolder
 from dist_trainer.schedule import lr_at
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME, Requests, Wish, ends_at
+from dist_trainer.watch import Watch
 from dist_trainer.world import World, discover, presumed
 from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
+
+LEAVING_S = 60.0  # for the end of torch.distributed, when all work is done
 
 
 def run(config: RunConfig, world: World, gathering: Gathering, requests: Requests) -> Wish:
@@ -55,7 +58,9 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     data = build_data(config, dataset, state)
     agree(data, gathering)
     announce(config, data, world)
+    progress.doing("loading the model")
     engine = build_engine(config, world)
+    progress.doing("reading the checkpoint")
     start = resume(engine, folder, gathering)
     steps = config.optimization.steps
     if start >= steps:
@@ -82,6 +87,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         events = open_events(config, engine, folder, board, requests, gathering)
         manifest = dataset.manifest
         wish = train(engine, fed, data.plan, manifest, ledger, events, requests, gathering, dtype_of(config))
+    progress.doing("exporting")
     if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)
         say(
@@ -105,7 +111,7 @@ def open_events(
 
     def save(step: int, wish: Wish) -> None:
         began = time.perf_counter()
-        if not save_if_due(step, wish is not Wish.NONE, config, engine, folder, gathering):
+        if not save_if_due(step, wish, config, engine, folder, gathering):
             return
         if wish is not Wish.NONE:
             say(gathering.world, f"saved after step {step}: {requests.reason(wish)}")
@@ -185,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--local_rank", type=int, default=None, help="set by the deepspeed launcher; not needed"
     )
     parsed = parser.parse_args(arguments)
-    world, gathering = presumed(os.environ), None
+    world, gathering, watch = presumed(os.environ), None, None
     try:
         world = discover(os.environ)
         try:
@@ -198,13 +204,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         requests = Requests(Path(config.output_dir), world.is_main, ends_at(os.environ))
         with requests.listening():
             gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
+            watch = watching(config, gathering)
             dist.start(gathering)
             wish = run(config, world, gathering, requests)
+            watch.leave(LEAVING_S)
             gathering.close()
             dist.leave()
         return _come_back(world) if wish is Wish.COME_BACK else 0
     except Exception as error:
-        return fail(error, world, gathering)
+        return fail(error, world, gathering, watch)
+    finally:
+        if watch:
+            watch.stop()
+
+
+def watching(config: RunConfig, gathering: Gathering) -> Watch:
+    """The watch over the ranks, begun."""
+    health = config.health
+    stacks = RunFolder(Path(config.output_dir)).stacks
+    job = os.environ.get("SLURM_JOB_ID", "local")
+    watch = Watch(gathering, health.silent_seconds, health.hang_minutes * 60, stacks, job)
+    watch.start()
+    return watch
 
 
 def _come_back(world: World) -> int:

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from dist_trainer import checkpoint as module
-from dist_trainer.checkpoint import Checkpoint, complete_steps, newest, open_checkpoint, prune
-from dist_trainer.checkpoint import save as save_together
+from dist_trainer import saving as module
+from dist_trainer.checkpoint import Checkpoint, newest, open_checkpoint
+from dist_trainer.kept import complete_steps, prune
+from dist_trainer.saving import save as save_together
 from dist_trainer.dist import Gathering, MissingRanks
 from shards.errors import InputError
 from tests.support.gatherings import at_once, in_memory
@@ -159,7 +160,7 @@ def test_pruning_keeps_the_newest_complete_ones(tmp_path: Path, keep: int, left:
         write(tmp_path, step, SHAPES, owned(state(SHAPES), 1))
     # What is not complete neither counts among the kept nor is taken for a checkpoint.
     (tmp_path / "step_000009").mkdir()
-    prune(tmp_path, keep)
+    prune(tmp_path, keep, good=4)
     assert complete_steps(tmp_path) == left
     assert sorted(path.name for path in tmp_path.glob("*step_*")) == [
         *[f"step_{step:06d}" for step in left],
@@ -300,7 +301,7 @@ def test_a_file_half_written_by_a_killed_save_is_never_taken_for_a_checkpoint(tm
 def test_a_rank_that_does_not_come_to_a_save_leaves_no_checkpoint(tmp_path: Path) -> None:
     values = state(SHAPES)
     main = in_memory(2, timeout_s=0.2)[0]
-    with pytest.raises(MissingRanks, match=r"saving step 5: begin: .* missing rank 1"):
+    with pytest.raises(MissingRanks, match=r"saving step 5: written: .* missing rank 1"):
         save_together(tmp_path, 5, SHAPES, owned(values, 2)[0], main, 1)
     assert newest(tmp_path) is None
 
@@ -352,7 +353,7 @@ def test_a_damaged_header_is_named_when_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "step_000006: not a complete checkpoint"),
+        (None, "step_000006/checkpoint.json: No such file or directory"),
         ("{", "step_000006: not a complete checkpoint"),
         ("[]", "step_000006: not a complete checkpoint"),
         ('{"format": 1, "files": []}', "step_000006: not a complete checkpoint .'step'"),
