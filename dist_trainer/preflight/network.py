@@ -1,0 +1,120 @@
+"""The network between ranks: one sum over all, and exchanges between pairs of hosts, each checked and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from dist_trainer.world import World
+
+_SUM_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+_PAIR_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+_TIMES = 3
+_ALL_PAIRS = (
+    32  # units up to which every pair is tried; above, each unit meets as many others as its number has bits
+)
+
+
+def exercise(world: World, hosts: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """This rank's part: `sum`, bytes per second of an all-reduce as its bus carries them, and `pairs`, a list of
+    (partner's rank, bytes per second in each direction).
+
+    `hosts`: host of each rank. `say` is told what is being waited for. Raises RuntimeError for a wrong result.
+    """
+    device = world.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        say("the all-reduce over all ranks")
+        speed = _sum(world, device)
+        pairs = []
+        for partner in partners(hosts, world.rank):
+            if partner is not None:
+                say(f"the exchange with rank {partner} on {hosts[partner]}")
+                pairs.append((partner, _exchange(world.rank, partner, device)))
+        return {"sum": speed, "pairs": pairs}
+
+
+def partners(hosts: Sequence[str], rank: int) -> list[int | None]:
+    """Whom a rank meets in each round, None where it has nobody. In a round nobody meets two.
+
+    Hosts meet, each rank the one of the same place on the other; on a single host the ranks do.
+    """
+    names = list(dict.fromkeys(hosts))
+    if len(names) == 1:
+        return [_partner(rank, len(hosts), turn) for turn in range(_rounds(len(hosts)))]
+    places = {name: [other for other, host in enumerate(hosts) if host == name] for name in names}
+    own = names.index(hosts[rank])
+    lane = places[hosts[rank]].index(rank)
+    met: list[int | None] = []
+    for turn in range(_rounds(len(names))):
+        other = _partner(own, len(names), turn)
+        there = places[names[other]] if other is not None else []
+        met.append(there[lane] if lane < len(there) else None)
+    return met
+
+
+def _rounds(count: int) -> int:
+    return count - 1 + count % 2 if count <= _ALL_PAIRS else (count - 1).bit_length()
+
+
+def _partner(unit: int, count: int, turn: int) -> int | None:
+    if count > _ALL_PAIRS:
+        other = unit ^ (1 << turn)
+        return other if other < count else None
+    # A round-robin tournament: all on a circle but the last, whom the one without a mirror image meets.
+    even = count + count % 2
+    last = even - 1
+    if unit == last:
+        other = turn * (even // 2) % last
+    else:
+        other = (turn - unit) % last
+        other = last if other == unit else other
+    return other if other < count else None
+
+
+def _sum(world: World, device: torch.device) -> float:
+    """Bytes per second of an all-reduce: what a ring moves over each link, so that any number of ranks compares."""
+    tensor = torch.empty(_SUM_BYTES[device.type] // 4, device=device)
+    expected = world.size * (world.size + 1) // 2
+    best = float("inf")
+    for attempt in range(1 + _TIMES):
+        tensor.fill_(world.rank + 1)
+        began = _now(device)
+        torch_dist.all_reduce(tensor)
+        if attempt:  # the first one connects
+            best = min(best, _now(device) - began)
+        if wrong := int((tensor != expected).sum()):
+            raise RuntimeError(f"an all-reduce gave {wrong} of {tensor.numel()} elements wrong")
+    return tensor.nbytes * 2 * (world.size - 1) / world.size / best
+
+
+def _exchange(rank: int, partner: int, device: torch.device) -> float:
+    """Bytes per second in each direction, both at once."""
+    given = torch.full((_PAIR_BYTES[device.type] // 4,), float(rank), device=device)
+    got = torch.empty_like(given)
+    best = float("inf")
+    for attempt in range(1 + _TIMES):
+        got.fill_(-1)
+        began = _now(device)
+        ends = [
+            torch_dist.P2POp(torch_dist.isend, given, partner),
+            torch_dist.P2POp(torch_dist.irecv, got, partner),
+        ]
+        for work in torch_dist.batch_isend_irecv(ends):
+            work.wait()
+        if attempt:  # the first one connects, and waits for a partner that comes late
+            best = min(best, _now(device) - began)
+        if wrong := int((got != partner).sum()):
+            raise RuntimeError(f"rank {partner} sent {wrong} of {got.numel()} elements that came wrong")
+    return got.nbytes / best
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
