@@ -14,7 +14,8 @@ from dist_trainer.world import World, address, hostname
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _COMPLETE = "complete:"
-_FAILED = "failed"
+FAILED = "failed"  # key: who failed first; its value ends with `watch` where the watch found it
+PREFIX = "ltx"
 
 
 class MissingRanks(RuntimeError):
@@ -35,7 +36,7 @@ class Gathering:
         self.world = world
         self.timeout_s = timeout_s
         self._shared = store
-        self._store = torch_dist.PrefixStore("ltx", store)
+        self._store = torch_dist.PrefixStore(PREFIX, store)
         self._turns = 0
         self._store.set(f"host/{world.rank}", hostname(os.environ))
 
@@ -56,7 +57,7 @@ class Gathering:
             # Rank 0 speaks at the limit; the extra seconds let its verdict arrive.
             self._result(purpose, limit, limit + 15)
         except MissingRanks as error:
-            if missing and not self._store.check([_FAILED]):
+            if missing and not self._store.check([FAILED]):
                 error.ranks = tuple(missing)
             raise
 
@@ -79,6 +80,10 @@ class Gathering:
         """A part of the common store for another purpose."""
         return torch_dist.PrefixStore(name, self._shared)
 
+    def twin(self) -> torch_dist.Store:
+        """The ranks' common store through a client of its own: the calls of one client wait for each other."""
+        return self._store.clone()  # type: ignore[attr-defined]
+
     def progress(self, step: int) -> None:
         """Tell the other ranks which step this one has begun."""
         self._store.set(f"step/{self.world.rank}", str(step))
@@ -92,7 +97,7 @@ class Gathering:
             ]
         except (RuntimeError, torch_dist.DistError):
             return "rank 0 (its store no longer answers)"
-        return self._describe([rank for rank, at in enumerate(reached) if at < max(reached)])
+        return self.describe([rank for rank, at in enumerate(reached) if at < max(reached)])
 
     def share(self, name: str, value: str, timeout_s: float | None = None) -> str:
         """Rank 0's `value`, on every rank. Raises MissingRanks where it does not come in `timeout_s` seconds."""
@@ -102,32 +107,33 @@ class Gathering:
             self._store.set(f"turn/{self._turns}/result", _COMPLETE + value)
         return self._result(name, limit, limit)
 
-    def first_to_fail(self) -> int:
-        """Report that this rank failed; returns the rank that reported first (0, when the store is gone with it)."""
+    def first_to_fail(self) -> tuple[int, bool] | None:
+        """Report that this rank failed. Returns the rank that failed first, and whether it falls to this one to say
+        why; None when the store is gone, and with it rank 0."""
         try:
-            first = int(self._store.compare_set(_FAILED, "", str(self.world.rank)))
+            found = self._store.compare_set(FAILED, "", str(self.world.rank)).decode()
+            first, mine = int(found.split()[0]), found == str(self.world.rank)
             self._store.set(f"ended/{self.world.rank}", "1")
             if self.world.is_main:
                 # The others may wait for rank 0's word, or come to do so.
                 for turn in (self._turns, self._turns + 1):
-                    self._store.compare_set(f"turn/{turn}/result", "", f"{self._describe([first])} failed")
-            return first
+                    self._store.compare_set(f"turn/{turn}/result", "", f"{self.describe([first])} failed")
+            return first, mine
         except (RuntimeError, torch_dist.DistError):
-            return 0
+            return None
 
-    def linger(self, spoke: bool, limit: float) -> str:
+    def linger(self, spoke: bool, limit: float) -> None:
         """Stay while other ranks need this one: rank 0 serves the store that says who failed, and a rank that has
         nothing to say leaves the first word to the one that has, as a launcher ends everybody with the first.
 
-        Rank 0 waits at most `limit` seconds for all to report that they end. Returns who did not, in words.
+        Rank 0 waits at most `limit` seconds for all to report that they end.
         """
         if self.world.size == 1:
-            return ""
+            return
         if self.world.is_main:
-            return self._describe(self._wait_for_all("ended", limit, failed=True))
-        if not spoke:
+            self._wait_for_all("ended", limit, failed=True)
+        elif not spoke:
             time.sleep(2.0)
-        return ""
 
     def close(self) -> None:
         """Part: rank 0, which serves the store, leaves last (but waits no longer than ten seconds)."""
@@ -153,7 +159,7 @@ class Gathering:
         waiting = list(range(self.world.size))
         while waiting and time.monotonic() < deadline:
             waiting = [rank for rank in waiting if not self._store.check([f"{name}/{rank}"])]
-            if waiting and not failed and self._store.check([_FAILED]):
+            if waiting and not failed and self._store.check([FAILED]):
                 break
             if waiting:
                 time.sleep(0.02)
@@ -162,11 +168,12 @@ class Gathering:
     def _verdict(self, missing: list[int], limit: float) -> str:
         if not missing:
             return _COMPLETE
-        if self._store.check([_FAILED]):
-            return f"{self._describe([int(self._store.get(_FAILED))])} failed"
-        return f"after {limit:g} s still missing {self._describe(missing)}"
+        if self._store.check([FAILED]):
+            return f"{self.describe([int(self._store.get(FAILED).split()[0])])} failed"
+        return f"after {limit:g} s still missing {self.describe(missing)}"
 
-    def _describe(self, ranks: list[int]) -> str:
+    def describe(self, ranks: Sequence[int]) -> str:
+        """Ranks with their hosts, in words."""
         named = []
         for rank in ranks[:8]:
             known = self._store.check([f"host/{rank}"])
