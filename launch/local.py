@@ -19,13 +19,15 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def local(config: Path, overrides: Sequence[str], processes: int) -> int:
-    """Run `python -m dist_trainer.train CONFIG ...` in `processes` processes and return the first bad exit code.
+def local(
+    config: Path, overrides: Sequence[str], processes: int, module: str = "dist_trainer.train"
+) -> int:
+    """Run `python -m MODULE CONFIG ...` in `processes` processes and return the first bad exit code.
 
     When one fails the others get some seconds to end by themselves, then are stopped; Ctrl-C stops all. USR1, USR2 and
     TERM are passed on: the ranks save and end by themselves, with code 85.
     """
-    command = [sys.executable, "-m", "dist_trainer.train", str(config), *overrides]
+    command = [sys.executable, "-m", module, str(config), *overrides]
     port = _free_port()
     ranks: list[subprocess.Popen[bytes]] = []
 
