@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PACKAGES = "slurmctld slurmd slurm-client munge"
@@ -147,7 +147,7 @@ class Cluster:
         while (state := self.state(job)) not in states and not until():
             assert time.monotonic() < deadline, f"job {job} is {state} after {limit:g} s\n{self.logs()}"
             self.start_requeued()
-            time.sleep(0.2)
+            time.sleep(0.4)
         return state
 
     def start_requeued(self) -> None:
@@ -163,6 +163,25 @@ class Cluster:
                     timeout=_CALL_S,
                     check=False,
                 )
+
+    def hosts(self, job: str) -> list[str]:
+        """Names of the nodes a job runs on, in its order; none while it waits."""
+        listed = self.call("squeue", "--noheader", "--jobs", job, "--format=%N")
+        return self.call("scontrol", "show", "hostnames", listed).split() if listed else []
+
+    def kill_rank(self, job: str, rank: int) -> None:
+        """SIGKILL the process that a job's step runs as its task `rank`."""
+        number = self.call("squeue", "--noheader", "--jobs", job, "--format=%A")
+        wanted = {f"SLURM_JOB_ID={number}".encode(), f"SLURM_PROCID={rank}".encode()}
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                lines = set(path.read_bytes().split(b"\0"))
+                # The batch script has these too, but no step.
+                if wanted <= lines and any(line.startswith(b"SLURM_STEP_ID=") for line in lines):
+                    found.append(int(path.parent.name))
+        assert found, f"job {job} has no process of task {rank} now"
+        os.kill(min(found), signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
         """All of a node's processes are gone at once, and Slurm knows that the node is down."""
@@ -268,12 +287,25 @@ class Cluster:
 @contextmanager
 def cluster(root: Path, nodes: int = 4) -> Iterator[Cluster]:
     """A cluster with its state below the new folder `root`, up in a second; down after the block."""
-    made = Cluster(root, nodes, port=17000 + os.getpid() % 4000 * 8)
+    made = Cluster(root, nodes, _free_ports(nodes + 1))
     try:
         made.up()
         yield made
     finally:
         made.down()
+
+
+def _free_ports(count: int) -> int:
+    """The first of `count` ports that are free, below those of the batch scripts and of the system."""
+    for first in range(10000 + os.getpid() % 400 * 8, 15900, 8):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no ports are free for a cluster")
 
 
 def _stop(pid_file: Path) -> None:
