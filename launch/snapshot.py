@@ -1,0 +1,79 @@
+"""The code and the config of a job, kept in its run's folder: what was edited since is not run when it comes back.
+
+RUN/snapshots/<digest>/{shards,dist_trainer,launch}/  config.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from dist_trainer.config import RunConfig, dump
+from shards.errors import InputError
+
+PACKAGES = ("shards", "dist_trainer", "launch")
+CONFIG_NAME = "config.yaml"
+
+
+def code() -> dict[str, bytes]:
+    """The files of the packages by path, as they are now."""
+    files: dict[str, bytes] = {}
+    for package in PACKAGES:
+        found = find_spec(package)
+        assert found is not None, f"{package} is not installed"
+        assert found.submodule_search_locations, f"{package} is no folder"
+        root = Path(found.submodule_search_locations[0])
+        for path in sorted(root.rglob("*")):
+            inside = path.relative_to(root)
+            if path.is_file() and "__pycache__" not in inside.parts:
+                files[f"{package}/{inside.as_posix()}"] = path.read_bytes()
+    return files
+
+
+def with_config(files: Mapping[str, bytes], config: RunConfig) -> dict[str, bytes]:
+    """The same, and the resolved config beside them."""
+    return {**files, CONFIG_NAME: dump(config).encode()}
+
+
+def place(run: Path, files: Mapping[str, bytes]) -> Path:
+    """Where `take` puts these files: a folder named by what is in them."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return run / "snapshots" / digest.hexdigest()[:16]
+
+
+def take(run: Path, files: Mapping[str, bytes]) -> Path:
+    """Write the files into the run's folder, whole or not at all; returns their folder.
+
+    Raises InputError where the run's folder cannot be written.
+    """
+    final = place(run, files)
+    if final.is_dir():
+        return final
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        for name, content in files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        _move(temporary, final)
+    except OSError as error:
+        raise InputError(f"output_dir: {run}: cannot be written: {error}; choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _move(folder: Path, final: Path) -> None:
+    """Rename; where another launch came first with the same files, theirs stay."""
+    try:
+        folder.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise

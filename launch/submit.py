@@ -1,0 +1,165 @@
+"""Training runs into the queue: their code and config are kept, their job is written into each run's log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dist_trainer.config import RunConfig
+from dist_trainer.rundir import RunFolder, append, read_log
+from launch import snapshot
+from launch.after import bad_hosts
+from launch.job import Training
+from launch.queue import Order, queue
+from launch.resources import Resources
+from shards.errors import InputError
+
+_CALL_S = 60.0
+_SITE = "site.sh"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that is queued: `job` is its number, or 12_0 for the first task of an array; `run` its folder."""
+
+    job: str
+    run: Path
+
+
+def submit(config: RunConfig, resources: Resources) -> Submission:
+    """Queue a run. Raises InputError where it is queued already, and where sbatch refuses."""
+    return submit_all([config], resources, Path(config.output_dir))[0]
+
+
+def submit_all(
+    configs: Sequence[RunConfig], resources: Resources, root: Path, at_once: int | None = None
+) -> list[Submission]:
+    """Queue runs as the tasks of one array, whose own files go below `root`; at most `at_once` run at a time.
+
+    Raises InputError where one is queued already, and where sbatch refuses.
+    """
+    prepared = prepare(configs, resources, root, at_once)
+    if not resources.dependency:
+        for run in prepared.runs:
+            check_not_queued(run)
+    return hand_in(prepared)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Runs about to be queued: the `order` for it, their folders, and the snapshots to take, a folder each.
+
+    `asked` are the resources that the user asked for, which a later job of the run may ask for again.
+    """
+
+    order: Order
+    asked: Resources
+    runs: tuple[Path, ...]
+    snapshots: tuple[tuple[Path, dict[str, bytes]], ...]
+
+
+def prepare(
+    configs: Sequence[RunConfig], resources: Resources, root: Path, at_once: int | None = None
+) -> Prepared:
+    """What `submit_all` hands in. Writes nothing."""
+    root = root.absolute()
+    code = snapshot.code()
+    if resources.site:
+        code[_SITE] = _read(Path(resources.site))
+    taken: list[tuple[Path, dict[str, bytes]]] = []
+    for config in configs:
+        run = Path(config.output_dir).absolute()
+        # The job need not begin where this was called.
+        taken.append((run, snapshot.with_config(code, config.model_copy(update={"output_dir": run}))))
+    runs = tuple(run for run, _ in taken)
+    tasks = [Training(str(run), str(snapshot.place(run, files))) for run, files in taken]
+    if runs != (root,):
+        # The tasks of an array begin with one command: its code is in none of the runs' folders, which may go.
+        taken.append((root, code))
+    kept = snapshot.place(*taken[-1])
+    ordered = Order(
+        name=f"ltx-{root.name}",
+        tasks=tasks,
+        resources=_without_bad_nodes(resources, runs),
+        folder=root / "logs" / "submitit",
+        snapshot=kept,
+        site=kept / _SITE if resources.site else None,
+        last_word=("job-left", *map(str, runs)),
+        at_once=at_once,
+    )
+    asked = replace(resources, dependency=None)
+    return Prepared(ordered, asked, runs, tuple(taken))
+
+
+def keep(prepared: Prepared) -> None:
+    """Take the snapshots."""
+    for folder, files in prepared.snapshots:
+        snapshot.take(folder, files)
+
+
+def hand_in(prepared: Prepared) -> list[Submission]:
+    """Take the snapshots, queue the order and write the job into each run's log."""
+    keep(prepared)
+    jobs = queue(prepared.order)
+    for job, run in zip(jobs, prepared.runs, strict=True):
+        _record(RunFolder(run), job, prepared.asked)
+    return [Submission(job, run) for job, run in zip(jobs, prepared.runs, strict=True)]
+
+
+def check_not_queued(run: Path) -> None:
+    """Raise InputError where the job that this run was last submitted as is waiting or running.
+
+    A second one would find the folder taken, and end.
+    """
+    submitted = [one for one in read_log(RunFolder(run).jobs) if one.get("event") == "submitted"]
+    if not submitted or shutil.which("squeue") is None:
+        return
+    job = str(submitted[-1].get("job"))
+    command = ["squeue", "--noheader", "--jobs", job, "--format=%T"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{' '.join(command)}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
+    # Of a job that Slurm has forgotten it says so, with a bad exit code and no line.
+    if state := found.stdout.strip():
+        raise InputError(
+            f"{run}: its job {job} is {state.splitlines()[0].lower()}; stop it first with `ltx-launch stop {run}`, or "
+            f"`scancel {job}`"
+        )
+
+
+def _read(site: Path) -> bytes:
+    try:
+        return site.read_bytes()
+    except OSError as error:
+        raise InputError(f"--site {site}: cannot be read: {error.strerror}") from error
+
+
+def _without_bad_nodes(resources: Resources, runs: Sequence[Path]) -> Resources:
+    """Leave out the nodes that failed their trial in an earlier job of these runs."""
+    bad = {host for run in runs for host in bad_hosts(RunFolder(run))}
+    if not bad:
+        return resources
+    given = [resources.exclude] if resources.exclude else []
+    return replace(resources, exclude=",".join([*given, *sorted(bad)]))
+
+
+def _record(run: RunFolder, job: str, resources: Resources) -> None:
+    append(
+        run.jobs,
+        {
+            "time": time.time(),
+            "event": "submitted",
+            "job": job,
+            "restart": 0,
+            "nodes": [],
+            "ranks": resources.ranks,
+            "resources": resources.record(),
+            "folder": os.getcwd(),
+        },
+    )

@@ -1,0 +1,225 @@
+"""Who stands over the trainer of each task of a queued job, and sees how it ends.
+
+The trainer is a process of its own, so that one that is killed is still missed. The first task's supervisor decides
+what becomes of the job; what the others write into the run's folder tells it who was the first to go.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import submitit
+
+from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
+from launch.after import after, ended, start_of
+from launch.cause import ending
+from launch.local import end_with_parent
+from launch.requeue import keep_away
+from launch.snapshot import CONFIG_NAME
+from shards.errors import InputError
+
+_LOOK_S = 1.0
+# A trainer whose peer has died ends by itself, and says whom it missed; one that does not is stuck.
+_GRACE_S = 30.0
+_CALL_S = 60.0
+_TRIES, _PAUSE_S = 12, 10.0  # a controller that is restarted does not answer for a while
+_UNTIL_ENDED_S = 900.0
+# A launcher's marks in the environment where the job was queued; Slurm's are the ones that hold.
+_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def supervise(run: RunFolder, snapshot: Path) -> None:
+    """Run the trainer of this task, and on the first task see to what comes after it."""
+    task = submitit.JobEnvironment()
+    # What submitit would do at once when told that the time ends: queue the job again. Here it waits for the save.
+    queue_again = signal.getsignal(_signal_of(task))
+    first = task.global_rank == 0
+    if first:
+        append(run.jobs, {**_start(), "event": "began", "nodes": task.hostnames, "ranks": task.num_tasks})
+    child = _Child(run, snapshot, _environment(snapshot, first))
+    if not first:
+        code = child.wait()
+        if code not in (0, COME_BACK_CODE):
+            append(_losses(run), {**_start(), "rank": task.global_rank, "host": _host(), "code": code})
+        return
+    code, cause = _until_end(child, run)
+    verdict = after(run.root, code, os.environ)
+    ended(run.root, code, cause, verdict, os.environ)
+    print(f"{cause + '; ' if cause else ''}{verdict.why}", flush=True)
+    if verdict.again:
+        told: list[int] = []
+        # Slurm ends the job meanwhile, which must not cut this short.
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+        if not verdict.queued:
+            assert callable(queue_again), "submitit has set a handler"
+            _come_back(task, queue_again, verdict.exclude)
+        _until_ended(told)
+    if code:
+        sys.exit(code)
+
+
+class _Child:
+    """The trainer's process. Signals that come to this one are passed on to it."""
+
+    def __init__(self, run: RunFolder, snapshot: Path, environ: Mapping[str, str]) -> None:
+        self._received: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._pass_on)
+        job, rank = environ["SLURM_JOB_ID"], environ["SLURM_PROCID"]
+        run.ranks.mkdir(parents=True, exist_ok=True)
+        with (run.ranks / f"{job}_{rank}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "dist_trainer.train", str(snapshot / CONFIG_NAME)],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,
+            )
+        for early in tuple(self._received):
+            self._process.send_signal(early)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._received.add(number)
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Its exit code, 85 also where a signal to stop ended it before it could listen; None past the time."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        return COME_BACK_CODE if -code in self._received else code
+
+    def kill(self) -> None:
+        """End a process that is stuck."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+def has_ended(run: Path, environ: Mapping[str, str]) -> bool:
+    """Whether the first task has said what becomes of this start of its job."""
+    now = start_of(environ)
+    return any(
+        one.get("event") == "ended" and (one.get("job"), one.get("restart")) == now
+        for one in read_log(RunFolder(run).jobs)
+    )
+
+
+def _until_end(child: _Child, run: RunFolder) -> tuple[int, str]:
+    """The exit code of the ranks, and in a line what they ended of. Of many that fail the first is to blame."""
+    stuck_at: float | None = None
+    while (code := child.wait(_LOOK_S)) is None:
+        if stuck_at is None and _lost(run):
+            stuck_at = time.monotonic() + _GRACE_S
+        if stuck_at is not None and time.monotonic() > stuck_at:
+            child.kill()
+            return _exit_code(_lost(run)[0]["code"]), _blame(_lost(run)[0])
+    if code in (0, COME_BACK_CODE):
+        return code, ""
+    # The others end within a moment, and who watches them has to write.
+    time.sleep(_LOOK_S)
+    own = {"rank": 0, "host": _host(), "code": code}
+    killed = [one for one in (own, *_lost(run)) if int(one["code"]) < 0]
+    return _exit_code(code), _blame(killed[0]) if killed else ending(run, _start()["job"], code).cause
+
+
+def _blame(lost: Mapping[str, Any]) -> str:
+    code = int(lost["code"])
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"rank {lost['rank']} ({lost['host']}): {how}"
+
+
+def _exit_code(code: int) -> int:
+    """As a shell gives it: a signal is 128 and its number."""
+    return code if code >= 0 else 128 - code
+
+
+def _losses(run: RunFolder) -> Path:
+    """Where each task but the first writes how its trainer ended, if badly."""
+    return run.root / "logs" / "lost.jsonl"
+
+
+def _lost(run: RunFolder) -> list[dict[str, Any]]:
+    """Ranks of this start of the job that ended badly."""
+    now = _start()
+    return [
+        one for one in read_log(_losses(run)) if (one["job"], one["restart"]) == (now["job"], now["restart"])
+    ]
+
+
+def _start() -> dict[str, Any]:
+    job, restart = start_of(os.environ)
+    return {"time": time.time(), "job": job, "restart": restart}
+
+
+def _host() -> str:
+    """This host by the name Slurm has for it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _environment(snapshot: Path, first: bool) -> dict[str, str]:
+    """The trainer's: the snapshot's code, and no launcher's marks but Slurm's."""
+    environ = {key: value for key, value in os.environ.items() if key not in _LAUNCHERS}
+    environ["PYTHONPATH"] = os.pathsep.join([str(snapshot), *filter(None, [environ.get("PYTHONPATH")])])
+    environ.setdefault("OMP_NUM_THREADS", environ.get("SLURM_CPUS_PER_TASK", "1"))
+    if first:  # which looks at the clock for all
+        environ[ENDS_AT] = _ends_at()
+    return environ
+
+
+def _ends_at() -> str:
+    """When Slurm will end the job, in seconds since 1970; empty where it will not, or does not say."""
+    command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%e"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False).stdout
+        return str(int(datetime.fromisoformat(said.strip()).timestamp()))
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return ""
+
+
+def _signal_of(task: submitit.JobEnvironment) -> signal.Signals:
+    """The signal with which submitit lets Slurm tell of the end."""
+    return signal.Signals[f"SIG{task.USR_SIG}"]
+
+
+def _come_back(
+    task: submitit.JobEnvironment, queue_again: Callable[[int, None], object], exclude: Sequence[str]
+) -> None:
+    """Let submitit queue the job again, away from the hosts `exclude`. Raises InputError where Slurm refuses."""
+    for tried in range(1, _TRIES + 1):
+        # Left by a start that was killed in the midst of this, it would stop submitit.
+        pickled = task.paths.submitted_pickle
+        pickled.with_name(f"{pickled.name}.save_tmp").unlink(missing_ok=True)
+        try:
+            queue_again(_signal_of(task), None)
+        except SystemExit:  # as it does when the job is queued
+            break
+        except subprocess.SubprocessError as error:
+            if tried == _TRIES:
+                raise InputError(f"the job cannot be queued again: {error}") from error
+        time.sleep(_PAUSE_S)
+    keep_away(os.environ["SLURM_JOB_ID"], exclude)
+
+
+def _until_ended(told: Sequence[int]) -> NoReturn:
+    """Wait for Slurm to end this job, which is queued again: one that ends by itself might count as done."""
+    deadline = time.monotonic() + _UNTIL_ENDED_S
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.1)
+    sys.exit(COME_BACK_CODE)
