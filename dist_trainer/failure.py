@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 
 from dist_trainer import dist
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.preflight.finding import PreflightFailed
+from dist_trainer.stop import SIGNALS
 from dist_trainer.watch import Watch
 from dist_trainer.world import World
 from shards.errors import InputError, ShardError
@@ -21,6 +23,9 @@ _TO_SPEAK_S = 20.0  # to find out who is gone, and to say so
 def fail(error: Exception, world: World, gathering: Gathering | None, watch: Watch | None = None) -> int:
     """Explain an error once over all ranks: the first rank to fail speaks, the others only say that they end."""
     code = 2 if isinstance(error, InputError) else 1
+    for number in SIGNALS:
+        # srun tells all to end when the first has: neither the word of this one nor its code may be lost by that.
+        signal.signal(number, signal.SIG_IGN)
     if gathering is None:
         # Nobody to agree with: rank 0, or the likely first of those that do not find it.
         if world.is_main or (isinstance(error, MissingRanks) and world.rank == 1):

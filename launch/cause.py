@@ -18,7 +18,7 @@ _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _LOST_NODE = re.compile(r"srun: error: (Node failure on \S+)")
 _ASKED = ("User defined signal", "Terminated")
-_CRASH = 1
+_BAD_INPUT, _CRASH = 2, 1
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,34 @@ def mark(folder: RunFolder, job: str, restart: int) -> None:
 def ending(folder: RunFolder, job: str, code: int) -> Ending:
     """How this start of a job ended, where srun's exit code is `code`.
 
-    srun gives the greatest code of all ranks, and ends the others when one has ended badly. What counts is the first.
+    srun gives the greatest code of all ranks, and ends the others when one has ended badly. What counts is the first,
+    but that bad input was found counts more.
     """
     said = _tail(srun_log(folder, job))
     errors = list(_errors(folder, job))
     shown = tuple(errors[:_MOST_ERRORS]) or tuple(_last_lines(folder.ranks / f"{job}_0.log"))
     if code == 0:
         return Ending(0, "", shown)
-    host, ranks, how = _first_to_end(said)
-    if exited := _EXITED.match(how):
+    ends = [match for line in said if (match := _ENDED.match(line))]
+    host, ranks, how = (ends[0][1], ends[0][2], ends[0][3]) if ends else ("", "", "")
+    if any(end[3] == f"Exited with exit code {_BAD_INPUT}" for end in ends):
+        code = _BAD_INPUT  # of whichever rank found it; the others end because of it
+    elif exited := _EXITED.match(how):
         code = int(exited[1])
     elif how.startswith(_ASKED):
         code = COME_BACK_CODE  # before the rank could listen
-    elif how and code in (0, 2, COME_BACK_CODE):
+    elif how and code in (_BAD_INPUT, COME_BACK_CODE):
         code = _CRASH
     if code == COME_BACK_CODE:
         return Ending(code, "told to stop and come back", shown)
     if lost := [match[1] for line in said if (match := _LOST_NODE.match(line))]:
         return Ending(code, lost[0], shown)
-    if how and not exited:
+    if how and not _EXITED.match(how):
         return Ending(code, f"rank {ranks} ({host}): {how}", shown)
     if errors:
         return Ending(code, errors[0].removeprefix("error: "), shown)
     spoken = [line.removeprefix("srun: error: ") for line in said if line.startswith("srun: error: ")]
     return Ending(code, spoken[0] if spoken else f"exit code {code}, and no rank said why", shown)
-
-
-def _first_to_end(said: list[str]) -> tuple[str, str, str]:
-    """Host, ranks and manner of the first that ended badly, in srun's words; empty where it named none."""
-    found = [match for line in said if (match := _ENDED.match(line))]
-    return (found[0][1], found[0][2], found[0][3]) if found else ("", "", "")
 
 
 def _errors(folder: RunFolder, job: str) -> Iterator[str]:

@@ -31,7 +31,7 @@ def began(
     if (folder.root / STOP_NAME).exists():
         print(f"{folder.root / STOP_NAME} is there: remove it to go on", file=sys.stderr)
         return
-    if (steps := _done(folder)) >= settings.optimization.steps:
+    if (steps := folder.steps_done()) >= settings.optimization.steps:
         print(
             f"{folder.root}: all {steps} steps are done; raise optimization.steps to go on", file=sys.stderr
         )
@@ -71,11 +71,3 @@ def after_ranks(run: Annotated[Path, typer.Argument()], code: Annotated[int, typ
     elif verdict.again:
         requeue(job, verdict.exclude)
     raise typer.Exit(end.code)
-
-
-def _done(folder: RunFolder) -> int:
-    """The number of steps of a run that is done; 0 while it is not."""
-    try:
-        return int(folder.done.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
