@@ -6,13 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
-
 from dist_trainer.config import RunConfig
 from dist_trainer.family import read_config
 from dist_trainer.kept import complete_steps
-from dist_trainer.lora import add_adapter
 from dist_trainer.rundir import RunFolder
 
 _FLOAT = 4  # bytes
@@ -43,6 +39,12 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 def trained_elements(config: RunConfig) -> int:
     """Elements of all trained parameters, counted on a model without memory."""
+    # Heavy, and rank 0 alone asks: the others start without them.
+    import diffusers
+    import torch
+
+    from dist_trainer.lora import add_adapter
+
     described = read_config(config.model.model_source)
     with torch.device("meta"):
         model = getattr(diffusers, described["_class_name"]).from_config(described)

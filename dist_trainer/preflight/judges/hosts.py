@@ -54,7 +54,7 @@ def together(hosts: Sequence[str], reports: Reports, run: Path) -> list[Finding]
         ]
     ahead = {host: value for host, value in values(hosts, reports, "clock").items() if value}
     middle = median([0.0, *(offset for offset, _ in ahead.values())])
-    for host, (offset, unsure) in ahead.items() | {(hosts[0], (0.0, 0.0))}:
+    for host, (offset, unsure) in {hosts[0]: (0.0, 0.0), **ahead}.items():
         if abs(offset - middle) - unsure > _SKEW_S:
             text = (
                 f"{host}: its clock is {offset - middle:+.1f} s off the others'; let ntpd or chronyd set it"
