@@ -25,6 +25,8 @@ from dist_trainer.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.output import print_on
+from dist_trainer.preflight.report import tell
+from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
 from dist_trainer.resume import resume, save_if_due
@@ -205,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with requests.listening():
             gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
             watch = watching(config, gathering)
-            dist.start(gathering)
+            assemble(config, gathering)
             wish = run(config, world, gathering, requests)
             watch.leave(LEAVING_S)
             gathering.close()
@@ -216,6 +218,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if watch:
             watch.stop()
+
+
+def assemble(config: RunConfig, gathering: Gathering) -> None:
+    """Start torch.distributed; with health.preflight, try the nodes before it and their network after it."""
+    progress.doing("trying the nodes")
+    trial = alone(config, gathering) if config.health.preflight else None
+    dist.start(gathering)
+    if trial:
+        figures = together(trial, gathering)
+        if gathering.world.is_main:
+            tell(figures, trial.warnings)
 
 
 def watching(config: RunConfig, gathering: Gathering) -> Watch:
