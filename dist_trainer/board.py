@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
+from dist_trainer.skipped import LOSS, Skipped
 
 
 class Board:
@@ -23,6 +25,7 @@ class Board:
         self._metrics = LineLog(run.metrics, after_step)
         self._trained = LineLog(run.trained, after_step)
         self._replaced = LineLog(run.replaced, after_step)
+        self._skipped = LineLog(run.skipped, after_step)
         self._console = Console(soft_wrap=True)
         # purge_step hides the events of steps that a killed run had gone past its last checkpoint.
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=after_step + 1) if tensorboard else None
@@ -35,19 +38,28 @@ class Board:
     def step(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""
         figures = metrics.figures
-        self._trained.write({"step": metrics.step, "epochs": metrics.epochs, "ids": metrics.ids})
-        self._metrics.write({"step": metrics.step, **figures})
+        skipped = {"skipped": True} if metrics.skipped else {}
+        self._trained.write({"step": metrics.step, "epochs": metrics.epochs, "ids": metrics.ids, **skipped})
+        # JSON has no word for numbers that are not finite.
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._metrics.write({"step": metrics.step, **known})
         for replaced in metrics.replaced:
             self._replaced.write(asdict(replaced))
             self._print(_instead(replaced))
-        for log in (self._trained, self._replaced, self._metrics):
+        if metrics.skipped:
+            self._skipped.write(asdict(metrics.skipped))
+            self._print(_left_out(metrics.skipped))
+        for log in (self._trained, self._replaced, self._skipped, self._metrics):
             # A checkpoint must not outlive the record of what led to it.
             log.sync()
         shown = metrics.step % self._interval == 0 or metrics.step == self._total
         if self._writer:
             for name, value in figures.items():
-                # A replaced sample is too rare to be left to the interval.
-                if shown or (metrics.replaced and name.startswith("data/")):
+                # A replaced sample or a skipped step is too rare to be left to the interval.
+                rare = (metrics.replaced and name.startswith("data/")) or (
+                    metrics.skipped and name.startswith("train/")
+                )
+                if shown or rare:
                     self._writer.add_scalar(name, value, metrics.step)
             self._writer.flush()
         if shown:
@@ -58,6 +70,7 @@ class Board:
         self._metrics.close()
         self._trained.close()
         self._replaced.close()
+        self._skipped.close()
         if self._writer:
             self._writer.close()
 
@@ -71,6 +84,11 @@ def _instead(replaced: Replaced) -> str:
         f"step {replaced.step}: sample {replaced.key!r} of {replaced.shard} is damaged{wrong}; "
         f"trained {replaced.replacement_key!r} in its place"
     )
+
+
+def _left_out(skipped: Skipped) -> str:
+    whose = f" of {', '.join(map(repr, skipped.keys))}" if skipped.cause == LOSS else ""
+    return f"step {skipped.step}: skipped, as the {skipped.cause}{whose} is not finite; the weights stay as they were"
 
 
 def _line(step: int, total: int, figures: dict[str, Any]) -> str:

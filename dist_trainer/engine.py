@@ -7,6 +7,7 @@ parameter. Stages 0 to 3 cut differently; loading, saving and exporting only spe
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -107,21 +108,31 @@ class Engine:
         """Back-propagate one micro-step; `last` says that it is the step's last. Every rank must agree on it.
 
         DeepSpeed averages gradients over ranks: a loss that is this rank's share of the step's mean is to be
-        multiplied by the number of ranks first.
+        multiplied by the number of ranks first. A loss that is not finite makes every gradient NaN.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss)
+        # An infinite loss may have finite gradients. 0 * loss is 0, or NaN: no step then, and no wait for the device.
+        self._engine.backward(loss * (1 + 0 * loss.detach()))
         if not last:
             self._engine.step()
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update the weights at `learning_rate`, clear gradients. Returns the gradient norm before clipping."""
+        """Clip, update the weights at `learning_rate`, clear gradients. Returns the gradient norm before clipping.
+
+        Where the norm is not finite, on all ranks alike, weights and optimizer stay as they were.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._plain_norm() if self._is_plain else None
+        if not self._is_plain:
+            # DeepSpeed's optimizers look at the norm themselves, and leave the update out.
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        norm = self._plain_norm()
+        if not math.isfinite(norm):
+            self._engine.zero_grad()
+        # A torch optimizer passes over parameters without a gradient.
         self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        return float(norm)
+        return norm
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Full shape of every trainable parameter, by name."""
@@ -171,10 +182,11 @@ class Engine:
     def _is_plain(self) -> bool:
         return isinstance(self._engine.optimizer, torch.optim.Optimizer)
 
-    def _plain_norm(self) -> torch.Tensor:
+    def _plain_norm(self) -> float:
         # Stage 0 in float32 has no ZeRO optimizer and records no norm: gradients are whole and already averaged.
         grads = [p.grad for p in self._trainable.values() if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
+        norms = torch.stack([torch.linalg.vector_norm(g.float()) for g in grads])
+        return float(torch.linalg.vector_norm(norms))
 
     def _inner(self) -> torch.optim.Optimizer:
         return self._engine.optimizer if self._is_plain else self._engine.optimizer.optimizer

@@ -16,6 +16,7 @@ from dist_trainer.feed import Fed
 from dist_trainer.loss import sample_sums
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
 from dist_trainer.replaced import Ledger
+from dist_trainer.skipped import Skips
 from dist_trainer.stop import Requests, Wish
 from dist_trainer.world import World
 from shards.dataset.manifest import Manifest
@@ -43,6 +44,7 @@ def train(
     plan: Plan,
     manifest: Manifest,
     ledger: Ledger,
+    skips: Skips,
     events: Events,
     requests: Requests,
     gathering: Gathering,
@@ -50,10 +52,11 @@ def train(
 ) -> Wish:
     """Run until `fed` ends, or all ranks agree to stop; returns COME_BACK or STOP then, else NONE.
 
-    A step is checked on all ranks before its update is applied.
+    A step is checked on all ranks before its update is applied, which is left out where its loss or its gradient norm
+    is not finite.
 
-    Raises, alike on every rank, RuntimeError when a step's loss is not finite or a sample was not trained exactly
-    once, and InputError when the run has met more damaged samples than it may.
+    Raises, alike on every rank, RuntimeError when a sample was not trained exactly once, and InputError when the run
+    has met more damaged samples than it may, or skipped more steps one after the other.
     """
     requests.begin()
     began = time.perf_counter()
@@ -77,20 +80,19 @@ def train(
         replaced = ledger.settle(step, reduced.rows, damaged)
         learning_rate = events.learning_rate(step.index)
         norm = engine.step(learning_rate)
-        if not math.isfinite(norm):
-            raise RuntimeError(
-                f"step {step.index + 1}: the gradient norm is {norm}; nothing of this step is saved. "
-                "Lower optimization.learning_rate, or set optimization.max_grad_norm"
-            )
+        skipped = skips.settle(step, reduced.rows, reduced.losses, norm)
         elapsed = time.perf_counter() - began
         figures = _figures(item, plan, reduced, elapsed) | {
             "train/learning_rate": learning_rate,
             "train/grad_norm": norm,
+            "train/skipped": float(skipped is not None),
+            "train/skipped_total": float(skips.total),
             "data/replaced": float(len(replaced)),
             "data/replaced_total": float(ledger.total),
         }
         ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
-        events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced))
+        events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced, skipped))
+        skips.check()
         requests.stepped(elapsed)
         events.on_save(step.index + 1, reduced.wish)
         began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}

@@ -11,19 +11,23 @@ import torch
 import torch.distributed as torch_dist
 
 from dist_trainer.replaced import Replaced
+from dist_trainer.skipped import Skipped
 from dist_trainer.stop import Wish
 from shards.plan import Step
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step did: the ids it trained, its figures by TensorBoard name, and what it replaced."""
+    """What one optimizer step did: the ids it trained, its figures by TensorBoard name, what it replaced, and why it
+    was skipped (None: it was not).
+    """
 
     step: int
     epochs: list[int]
     ids: list[int]
     figures: dict[str, float]
     replaced: Sequence[Replaced] = ()
+    skipped: Skipped | None = None
 
 
 class StepSums:
@@ -90,18 +94,11 @@ class ReducedStep:
         return float(self.losses.sum())
 
     def check(self, step: Step, keys: np.ndarray) -> None:
-        """Raise RuntimeError, alike on every rank, when a sample was lost or repeated or its loss is not finite."""
+        """Raise RuntimeError, alike on every rank, when a sample was lost or repeated."""
         wrong = np.flatnonzero(self.trained != 1)
         if wrong.size:
             named = ", ".join(str(keys[step.rows[i]]) for i in wrong[:5])
             raise RuntimeError(f"step {step.index + 1}: samples not trained exactly once: {named}")
-        bad = np.flatnonzero(~np.isfinite(self.losses))
-        if bad.size:
-            named = ", ".join(str(keys[self.rows[i]]) for i in bad[:5])
-            raise RuntimeError(
-                f"step {step.index + 1}: loss is not finite for samples {named}; the weights were not updated. "
-                "Lower optimization.learning_rate, or check these samples"
-            )
 
 
 def _peak_bytes(device: torch.device) -> float:

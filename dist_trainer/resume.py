@@ -11,6 +11,7 @@ from dist_trainer.kept import complete_steps
 from dist_trainer.recovery import recover
 from dist_trainer.rundir import RunFolder
 from dist_trainer.saving import NoRoom, Piece, save
+from dist_trainer.skipped import updates
 from dist_trainer.stop import Wish
 from shards.errors import InputError
 
@@ -24,7 +25,8 @@ def resume(engine: Engine, folder: RunFolder, gathering: Gathering) -> int:
         raise InputError(
             f"{checkpoint.folder}: holds other parameters than this config trains (rank, targets?)"
         )
-    engine.restore(lambda piece: checkpoint.read(piece.name, piece.start, piece.stop), checkpoint.step)
+    done = updates(folder, checkpoint.step, gathering)
+    engine.restore(lambda piece: checkpoint.read(piece.name, piece.start, piece.stop), done)
     # A rank that cannot read its part says so before the others wait for it in a collective.
     gathering.meet("checkpoint read")
     engine.publish()

@@ -32,6 +32,7 @@ from dist_trainer.replaced import open_ledger
 from dist_trainer.resume import resume, save_if_due
 from dist_trainer.rundir import RunFolder
 from dist_trainer.schedule import lr_at
+from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME, Requests, Wish, ends_at
 from dist_trainer.watch import Watch
 from dist_trainer.world import World, discover, presumed
@@ -78,6 +79,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             )
         limit = config.data.max_damaged_samples
         ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
+        skips = open_skips(dataset, config.health.max_skipped_steps, folder, start, gathering)
         board = open_board(config, folder, start, data) if world.is_main else None
         if board:
             stack.callback(board.close)
@@ -88,7 +90,8 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
 
         events = open_events(config, engine, folder, board, requests, gathering)
         manifest = dataset.manifest
-        wish = train(engine, fed, data.plan, manifest, ledger, events, requests, gathering, dtype_of(config))
+        dtype = dtype_of(config)
+        wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, gathering, dtype)
     progress.doing("exporting")
     if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)

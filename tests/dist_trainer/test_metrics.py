@@ -17,7 +17,7 @@ def reduced(losses: list[float], trained: list[int]) -> ReducedStep:
     return ReducedStep(np.array(losses), np.array(trained, float), STEP.rows, data_wait_s=0.0, peak_bytes=0.0)
 
 
-def test_a_step_trained_once_with_finite_losses_passes() -> None:
+def test_a_step_trained_once_passes() -> None:
     reduced([0.1, 0.0, 3.0, 0.2], [1, 1, 1, 1]).check(STEP, KEYS)
 
 
@@ -32,19 +32,8 @@ def test_lost_and_repeated_samples_are_named(trained: list[int], named: list[str
     assert str(caught.value).endswith(": " + ", ".join(named))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_samples_whose_loss_is_not_finite_are_named(value: float) -> None:
-    with pytest.raises(
-        RuntimeError, match=r"step 12: loss is not finite for samples clip_2, clip_0; the weights"
-    ):
-        reduced([0.1, value, 0.1, value], [1, 1, 1, 1]).check(STEP, KEYS)
-
-
-def test_a_replaced_sample_is_named_by_what_was_trained() -> None:
-    step = ReducedStep(np.array([0.1, np.nan]), np.ones(2), np.array([8, 2]), data_wait_s=0.0, peak_bytes=0.0)
-    planned = Step(index=11, rows=np.array([7, 5]), epochs=np.zeros(2, dtype=np.int64))
-    with pytest.raises(RuntimeError, match=r"not finite for samples clip_2;"):
-        step.check(planned, KEYS)
+def test_losses_that_are_not_finite_are_no_reason_to_end() -> None:
+    reduced([0.1, float("nan"), float("inf"), 0.2], [1, 1, 1, 1]).check(STEP, KEYS)
 
 
 @given(
