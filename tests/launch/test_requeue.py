@@ -1,0 +1,92 @@
+"""A job's place in Slurm's queue, read from and changed by `scontrol`, which here is a stand-in that keeps notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch import requeue
+from shards.errors import InputError
+
+SHOW = "JobId=7 JobName=ltx {} Dependency=(null) Requeue=1 Restarts={} BatchFlag=1 ReqNodeList=(null) ExcNodeList={} \n"
+SCONTROL = """#!/bin/bash
+echo "$*" >> "{folder}/calls"
+if [ -f "{folder}/fails" ]; then cat "{folder}/fails" >&2; rm "{folder}/fails"; exit 1; fi
+case $1 in
+  show) [ "$2" = job ] && cat "{folder}/job" || echo "$3" | tr , '\\n' ;;
+esac
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `job`, which says what Slurm does of job 7, and `calls`, what was asked of it."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(SCONTROL.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr(requeue, "_PAUSE_S", 0.0)
+    is_job(tmp_path)
+    return tmp_path
+
+
+def is_job(
+    slurm: Path, state: str = "JobState=RUNNING Reason=None", restarts: int = 0, excluded: str = "(null)"
+) -> None:
+    """What Slurm says of job 7."""
+    (slurm / "job").write_text(SHOW.format(state, restarts, excluded))
+
+
+def changes(slurm: Path) -> list[str]:
+    """What was asked of Slurm beside questions."""
+    return [line for line in (slurm / "calls").read_text().splitlines() if not line.startswith("show")]
+
+
+@pytest.mark.parametrize(
+    ("state", "ours"),
+    [
+        ("JobState=RUNNING Reason=None", True),
+        ("JobState=COMPLETING Reason=TimeLimit", True),
+        ("JobState=COMPLETING Reason=None", False),  # cancelled
+        ("JobState=CANCELLED Reason=None", False),
+    ],
+)
+def test_a_job_that_is_being_cancelled_is_told_from_one_whose_time_is_over(
+    slurm: Path, state: str, ours: bool
+) -> None:
+    is_job(slurm, state, restarts=3)
+    place = requeue.place("7")
+    assert place.ours is ours
+    assert place.restarts == 3
+
+
+def test_a_job_is_queued_again_first_and_then_keeps_away(slurm: Path) -> None:
+    requeue.requeue("7", ["node4", "node2"])
+    assert changes(slurm) == ["requeue 7", "update JobId=7 ExcNodeList=node2,node4"]
+
+
+def test_what_a_job_keeps_away_from_already_stays(slurm: Path) -> None:
+    is_job(slurm, excluded="node2,node9")
+    requeue.keep_away("7", ["node2", "node3"])
+    assert changes(slurm) == ["update JobId=7 ExcNodeList=node2,node9,node3"]
+
+
+def test_nothing_is_asked_for_where_nothing_is_new(slurm: Path) -> None:
+    is_job(slurm, excluded="node2")
+    requeue.keep_away("7", ["node2"])
+    assert changes(slurm) == []
+
+
+def test_a_controller_that_is_restarted_is_asked_again(slurm: Path) -> None:
+    (slurm / "fails").write_text(
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    )
+    assert requeue.place("7").state == "RUNNING"
+
+
+def test_a_refusal_is_one_line(slurm: Path) -> None:
+    (slurm / "fails").write_text("Job is not\npending")
+    with pytest.raises(InputError, match=r"^scontrol requeue 7: Job is not pending$"):
+        requeue.requeue("7")
