@@ -3,12 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEBIAN := nginx-light slurmctld slurmd slurm-client munge openssh-server pdsh
+DEBIAN := nginx-light slurmctld slurmd slurm-client munge openssh-server pdsh shellcheck
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint system bench clean
+.PHONY: install demo test test-slurm lint system bench clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: install
 test: lint system
 	$(BIN)/python -m pytest
 
+# The part of it that starts a Slurm of four nodes on this machine, as root.
+test-slurm: install system
+	$(BIN)/python -m pytest tests/slurm
+
 bench: install system
 	for bench in plan reader memory range manifest encode step host; do $(BIN)/python -m tests.bench.bench_$$bench || exit 1; done
 
@@ -40,7 +44,7 @@ bench: install system
 # there is npm. Tests whose server is absent are skipped, and say so.
 AZURITE := $(VENV)/azurite
 system:
-	@PATH="$$PATH:/usr/sbin"; (for program in nginx slurmctld munged sshd pdsh; do command -v $$program >/dev/null || exit 1; done) \
+	@PATH="$$PATH:/usr/sbin"; (for program in nginx slurmctld munged sshd pdsh shellcheck; do command -v $$program >/dev/null || exit 1; done) \
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
 	  || echo "note: some tests will be skipped; as root: apt-get install --no-install-recommends $(DEBIAN)"

@@ -87,7 +87,7 @@ def missing() -> str:
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {PACKAGES}"
     if os.geteuid() != 0:
-        return "a cluster on one machine needs root"
+        return "a cluster on one machine needs root: sudo make test-slurm"
     if subprocess.run(["unshare", "--uts", "--mount", "--pid", "--fork", "true"], check=False).returncode:
         return "this machine does not let nodes have namespaces of their own (unshare)"
     try:
@@ -169,8 +169,8 @@ class Cluster:
         listed = self.call("squeue", "--noheader", "--jobs", job, "--format=%N")
         return self.call("scontrol", "show", "hostnames", listed).split() if listed else []
 
-    def kill_rank(self, job: str, rank: int) -> None:
-        """SIGKILL the process that a job's step runs as its task `rank`."""
+    def ranks(self, job: str, rank: int) -> list[int]:
+        """Numbers of the processes that a job's step runs as its task `rank`, the first one first."""
         number = self.call("squeue", "--noheader", "--jobs", job, "--format=%A")
         wanted = {f"SLURM_JOB_ID={number}".encode(), f"SLURM_PROCID={rank}".encode()}
         found = []
@@ -180,8 +180,13 @@ class Cluster:
                 # The batch script has these too, but no step.
                 if wanted <= lines and any(line.startswith(b"SLURM_STEP_ID=") for line in lines):
                     found.append(int(path.parent.name))
+        return sorted(found)
+
+    def kill_rank(self, job: str, rank: int) -> None:
+        """SIGKILL the process that a job's step runs as its task `rank`."""
+        found = self.ranks(job, rank)
         assert found, f"job {job} has no process of task {rank} now"
-        os.kill(min(found), signal.SIGKILL)
+        os.kill(found[0], signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
         """All of a node's processes are gone at once, and Slurm knows that the node is down."""
