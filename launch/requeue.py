@@ -42,10 +42,13 @@ def place(job: str) -> Place:
 
 
 def requeue(job: str, exclude: Collection[str] = ()) -> None:
-    """Queue a job that runs again; it will keep away from the hosts `exclude`. Raises InputError when Slurm refuses.
+    """Queue a job that runs again; it will keep away from the hosts `exclude`.
 
     Slurm then ends the script that calls this, within KillWait seconds: it has to ignore SIGTERM until it is done.
+    Raises InputError when Slurm refuses, and when the job is not left to itself: it may have been cancelled just now.
     """
+    if not place(job).ours:
+        raise InputError(f"job {job}: is being cancelled; not queued again")
     _scontrol("requeue", job)
     keep_away(job, exclude)
 

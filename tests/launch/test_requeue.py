@@ -67,6 +67,13 @@ def test_a_job_is_queued_again_first_and_then_keeps_away(slurm: Path) -> None:
     assert changes(slurm) == ["requeue 7", "update JobId=7 ExcNodeList=node2,node4"]
 
 
+def test_a_job_that_was_cancelled_just_now_is_left_alone(slurm: Path) -> None:
+    is_job(slurm, "JobState=COMPLETING Reason=None")
+    with pytest.raises(InputError, match="cancelled"):
+        requeue.requeue("7", ["node2"])
+    assert changes(slurm) == []
+
+
 def test_what_a_job_keeps_away_from_already_stays(slurm: Path) -> None:
     is_job(slurm, excluded="node2,node9")
     requeue.keep_away("7", ["node2", "node3"])
@@ -87,6 +94,6 @@ def test_a_controller_that_is_restarted_is_asked_again(slurm: Path) -> None:
 
 
 def test_a_refusal_is_one_line(slurm: Path) -> None:
-    (slurm / "fails").write_text("Job is not\npending")
-    with pytest.raises(InputError, match=r"^scontrol requeue 7: Job is not pending$"):
-        requeue.requeue("7")
+    (slurm / "fails").write_text("Invalid job\nid specified")
+    with pytest.raises(InputError, match=r"^scontrol show job --oneliner 7: Invalid job id specified$"):
+        requeue.place("7")
