@@ -24,12 +24,19 @@ train() {
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST"
     echo "run: $run; what ranks print: $run/logs/ranks/${SLURM_JOB_ID}_*.log"
 
+    local TASK
+    task "$run"
     # With the first rank that ends badly the others are told to end, and have Slurm's KillWait to say what they know.
-    step --kill-on-bad-exit=1 --output="$run/logs/ranks/%j_%t.log" --open-mode=append --unbuffered \
-        "${PYTHON[@]}" -m dist_trainer.train "$@" 2>"$run/logs/$SLURM_JOB_ID.srun.log" || code=$?
+    step --kill-on-bad-exit=1 --wait=120 --unbuffered --output="$run/logs/ranks/%j_%t.log" --open-mode=append \
+        "${TASK[@]}" "$@" 2>"$run/logs/$SLURM_JOB_ID.srun.log" || code=$?
     # To queue the job again is to have this script told to end, which must wait until all is arranged.
     trap '' TERM
     "${PYTHON[@]}" -m launch job-ended "$run" "$code"
+}
+
+# task RUN: sets TASK to what each task of a training job runs, before its CONFIG: a rank.
+task() {
+    TASK=("${PYTHON[@]}" -m dist_trainer.train)
 }
 
 # shards STAGE ARGUMENTS...: a stage of `ltx-shards`. The tasks of an array, and of each its ranks, share the work.
@@ -55,8 +62,8 @@ enter() {
 step() {
     srun "${SRUN[@]}" "$@" &
     local srun=$! code
-    trap 'kill -USR1 "$srun" 2>/dev/null' USR1
-    trap 'kill -USR2 "$srun" 2>/dev/null' USR2
+    trap 'kill -USR1 "$srun" 2>/dev/null || true' USR1
+    trap 'kill -USR2 "$srun" 2>/dev/null || true' USR2
     trap : TERM # comes to srun too
     while true; do
         code=0

@@ -140,7 +140,8 @@ class Stories:
         run.until(2)
         bad = {"time": 0.0, "job": job, "restart": 0, "host": self.slurm.hosts(job)[1], "cause": "a test"}
         (run.folder / "logs" / "bad_nodes.jsonl").write_text(json.dumps(bad) + "\n")
-        self.slurm.call("scancel", "--signal=USR2", job)
+        # To the ranks and to the script, which passes it on.
+        self.slurm.call("scancel", "--full", "--signal=USR2", job)
         run.until(INTERVAL + 2, start=2)
         self.slurm.kill_rank(job, 1)
         next_job = run.submit(f"--dependency=afterany:{job}")
