@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from shards.errors import InputError
+from dist_trainer.targets import check_targets
 
 _ADAPTER = "default"
 
@@ -31,7 +30,9 @@ def add_adapter(
     before they are set. Returns the names of the trainable parameters, in the model's order. Raises
     InputError on a name that fits no linear layer, with the nearest names that do.
     """
-    _check_targets(model, target_modules)
+    check_targets(
+        [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], target_modules
+    )
     model.requires_grad_(False)
     config = lora_config(rank, alpha, dropout, target_modules)
     with torch.random.fork_rng(devices=[]):
@@ -70,25 +71,3 @@ def adapter_config(config: LoraConfig) -> dict[str, Any]:
         key: sorted(value) if isinstance(value, set) else value
         for key, value in sorted(config.to_dict().items())
     }
-
-
-def _check_targets(model: nn.Module, target_modules: Sequence[str]) -> None:
-    if not target_modules:
-        raise InputError(
-            "lora.target_modules is empty; name linear layers, for example to_q, to_k, to_v, to_out.0"
-        )
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    known = sorted({suffix for name in linear for suffix in _suffixes(name)})
-    for target in target_modules:
-        if target not in known:
-            near = get_close_matches(target, known, n=4, cutoff=0.3) or ["to_q", "to_k", "to_v", "to_out.0"]
-            raise InputError(
-                f"lora.target_modules: {target!r} names no linear layer of the model; nearest:"
-                f" {', '.join(near)}"
-            )
-
-
-def _suffixes(name: str) -> list[str]:
-    """`a.b.0` -> `a.b.0`, `b.0`, `0`: what peft accepts for the layer."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]

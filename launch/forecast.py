@@ -12,10 +12,13 @@ from dist_trainer.family import vae_of
 from dist_trainer.provenance import mismatch
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
+from dist_trainer.targets import check_targets
+from dist_trainer.weights import shapes_of, stored_tensors
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.efficiency import Efficiency, advice, report
 from shards.errors import InputError
+from shards.source import part
 
 _MEASURED_STEPS = 20  # as the trainer looks at when it starts
 
@@ -69,6 +72,7 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     _check_vae(config, dataset)
     planned = make_plan(config, dataset, state)
     _check_engine(config)
+    _check_model(config)
     return _told(config, planned, ranks)
 
 
@@ -130,3 +134,18 @@ def _check_engine(config: RunConfig) -> None:
     from dist_trainer.engine import check_settings
 
     check_settings(deepspeed_config(config, on_gpu=False))
+
+
+def _check_model(config: RunConfig) -> None:
+    """Raise InputError where files of the weights are missing or cut, or lora.target_modules names no layer.
+
+    Only headers are read, and only of a model on this file system: nothing is fetched from the hub for it.
+    """
+    source = config.model.model_source
+    if not Path(source).expanduser().exists():
+        return
+    shapes = shapes_of(stored_tensors(part(source, "transformer")))
+    if config.lora and config.model.training_mode == "lora":
+        # Of a transformer's weights those of its linear layers alone have two dimensions.
+        linear = [name for name, shape in shapes.items() if len(shape) == 2 and name.endswith(".weight")]
+        check_targets([name.removesuffix(".weight") for name in linear], config.lora.target_modules)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dist_trainer.collate import idle
 from dist_trainer.export import WEIGHTS as EXPORTED
-from dist_trainer.model import WEIGHTS, load_transformer
+from dist_trainer.family import WEIGHTS
+from dist_trainer.model import load_transformer
 from shards.errors import InputError
 from shards.source import VERSIONS
 from tests.support.hub import cache, files_below

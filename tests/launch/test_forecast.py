@@ -23,8 +23,8 @@ from tests.support.disks import remount, small_disk
 from tests.support.forked import train
 from tests.support.runs import ROOT, environment, lora_blocks, write_config
 
-UNSEEN = ("no-weights", "cut-weights", "other-sizes")
-"""What only the weights' files tell."""
+LATER = "other-sizes"
+"""What the trainer alone finds: it builds the model, which takes torch."""
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_dataset_that_the_trainer_refuses_is_refused(bench: Bench, name: str) 
     refused(bench, root, *named, data={"preprocessed_data_root": str(root)})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {LATER}))
 def test_a_model_that_the_trainer_refuses_is_refused(bench: Bench, name: str) -> None:
     change, named = MODELS[name]
     refused(bench, "model.model_source", *named, model={"model_source": str(change(bench))})
@@ -159,7 +159,7 @@ def test_torch_is_not_imported(bench: Bench) -> None:
     info = json.loads((root / "dataset.json").read_text())
     info["vae"]["source"] = str(bench.model)
     (root / "dataset.json").write_text(json.dumps(info))
-    config = load(bench.config(data={"preprocessed_data_root": str(root)}), ["deepspeed.config={}"])
+    config = load(bench.config(data={"preprocessed_data_root": str(root)}), ["deepspeed=null"])
     path = write_config(bench.root / "plain.yaml", config.model_dump(mode="json"))
     script = (
         "import sys; from dist_trainer.config import load; from launch.forecast import forecast; "
