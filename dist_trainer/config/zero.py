@@ -13,6 +13,7 @@ from dist_trainer.config.problem import Problem, RuleError
 _BATCH = "the plan decides it from batching.samples_per_step"
 _OPTIMIZER = "set optimization.optimizer_type, learning_rate, betas, eps, weight_decay"
 _PRECISION = "set acceleration.mixed_precision_mode"
+_SKIPPED = "a step without a finite gradient norm is always skipped; set health.max_skipped_steps"
 
 # DeepSpeed's key (with all below it) -> what to do instead.
 OWNED: dict[tuple[str, ...], str] = {
@@ -24,11 +25,13 @@ OWNED: dict[tuple[str, ...], str] = {
     ("scheduler",): "set optimization.scheduler_type, scheduler_params, warmup_steps",
     ("gradient_clipping",): "set optimization.max_grad_norm",
     ("bf16", "enabled"): _PRECISION,
+    ("bf16", "check_grad_overflow"): _SKIPPED,
     ("fp16",): _PRECISION,
     ("amp",): _PRECISION,
     ("torch_autocast",): _PRECISION,
     ("activation_checkpointing",): "set optimization.enable_gradient_checkpointing",
     ("zero_optimization", "stage"): "set deepspeed.stage",
+    ("zero_optimization", "compute_grad_norm"): _SKIPPED,
     ("zero_optimization", "offload_optimizer", "device"): "set deepspeed.offload_optimizer",
     ("zero_optimization", "offload_param", "device"): "set deepspeed.offload_param",
     ("zero_optimization", "cpu_offload"): "set deepspeed.offload_optimizer",

@@ -150,6 +150,8 @@ def test_accepted(blocks: dict[str, Any]) -> None:
         ({"scheduler": {}}, "optimization.scheduler_type"),
         ({"bf16": {"enabled": True}}, "acceleration.mixed_precision_mode"),
         ({"fp16": {"enabled": True}}, "acceleration.mixed_precision_mode"),
+        ({"bf16": {"check_grad_overflow": False}}, "health.max_skipped_steps"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "health.max_skipped_steps"),
         ({"zero_optimization": {"stage": 2}}, "deepspeed.stage"),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "deepspeed.offload_param"),
     ],
