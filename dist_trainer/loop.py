@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from dist_trainer import progress
 from dist_trainer.collate import Pack
 from dist_trainer.dist import Gathering
 from dist_trainer.engine import Engine
@@ -27,14 +27,15 @@ from shards.plan import Plan
 
 @dataclass(frozen=True)
 class Events:
-    """What happens around a step: its learning rate, who is told when it is done, who saves (with what is asked).
+    """What happens around a step: its learning rate, who is told when it is done, who saves.
 
+    `on_save` gets what is asked, and returns what is asked when it has ended; alike on every rank.
     `steps` is the last step of the run.
     """
 
     learning_rate: Callable[[int], float]
     on_step: Callable[[StepMetrics], None]
-    on_save: Callable[[int, Wish], None]
+    on_save: Callable[[int, Wish], Wish]
     steps: int
 
 
@@ -65,6 +66,7 @@ def train(
     damaged: dict[int, DamagedSample] = {}
     for item, wait_s in _timed(fed):
         step = item.micro.step
+        progress.at(step.index + 1, item.micro.index + 1)
         if sums is None:
             sums = _begin(step.index, len(step.rows), gathering, engine.world)
         waited += wait_s
@@ -94,10 +96,10 @@ def train(
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced, skipped))
         skips.check()
         requests.stepped(elapsed)
-        events.on_save(step.index + 1, reduced.wish)
+        wish = events.on_save(step.index + 1, reduced.wish)
         began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
-        if reduced.wish >= Wish.COME_BACK and step.index + 1 < events.steps:
-            return reduced.wish
+        if wish >= Wish.COME_BACK and step.index + 1 < events.steps:
+            return wish
     return Wish.NONE
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dist_trainer import progress
 from dist_trainer.checkpoint import Checkpoint, Damaged, open_checkpoint
 from dist_trainer.dist import Gathering
 from dist_trainer.kept import LATEST, name_of, point_latest, set_aside, steps_there, were_set_aside
@@ -50,6 +51,7 @@ def _examine(folder: Path, step: int, gathering: Gathering) -> tuple[Checkpoint 
         checkpoint = open_checkpoint(folder, step)
         for file in range(rank, len(checkpoint.files), size):
             checkpoint.verify(file)
+            progress.moved()
     except Damaged as error:
         own = (str(error), error.file)
     purpose = f"checkpoint of step {step}"

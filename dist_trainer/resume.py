@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from dist_trainer.config import RunConfig
@@ -9,10 +10,11 @@ from dist_trainer.dist import Gathering
 from dist_trainer.engine import Engine
 from dist_trainer.kept import complete_steps
 from dist_trainer.recovery import recover
-from dist_trainer.rundir import RunFolder
+from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.saving import NoRoom, Piece, save
 from dist_trainer.skipped import updates
-from dist_trainer.stop import Wish
+from dist_trainer.stop import Requests, Wish, agreed
+from dist_trainer.world import World
 from shards.errors import InputError
 
 
@@ -33,6 +35,46 @@ def resume(engine: Engine, folder: RunFolder, gathering: Gathering) -> int:
     if gathering.world.is_main:
         print(f"resuming after step {checkpoint.step}", flush=True)
     return checkpoint.step
+
+
+def expect_saves(requests: Requests, folder: RunFolder, world: World) -> None:
+    """Count on saves that take as long as the last one of the job before, and say where time will be short."""
+    if world.is_main:
+        for record in read_log(folder.saves)[-1:]:
+            requests.saved(float(record.get("seconds", 0.0)))
+        _say(requests.warning())
+
+
+def save_as_asked(
+    step: int,
+    wish: Wish,
+    config: RunConfig,
+    engine: Engine,
+    folder: RunFolder,
+    requests: Requests,
+    gathering: Gathering,
+) -> Wish:
+    """Save after a step where that is due; returns what is wished for then, alike on every rank.
+
+    Raises InputError as `save_if_due` does.
+    """
+    began = time.perf_counter()
+    saved = save_if_due(step, wish, config, engine, folder, gathering)
+    seconds = time.perf_counter() - began
+    main = gathering.world.is_main
+    if saved:
+        requests.saved(seconds)
+        if main:
+            append(folder.saves, {"time": time.time(), "step": step, "seconds": seconds})
+            _say(requests.warning())
+        # What was asked for during the save is asked for at a checkpoint: no further step need be trained for it.
+        later = agreed(requests, gathering)
+        wish = max(wish, later) if later >= Wish.COME_BACK else wish
+    if saved or wish is Wish.SAVE:
+        requests.answered()
+    if saved and main and wish is not Wish.NONE:
+        _say(f"saved after step {step}: {requests.reason(wish)}")
+    return wish
 
 
 def save_if_due(
@@ -68,3 +110,8 @@ def save_if_due(
             print(f"{lacking}: the run goes on and tries again {again}", flush=True)
         return False
     return True
+
+
+def _say(line: str) -> None:
+    if line:
+        print(line, flush=True)

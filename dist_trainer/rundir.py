@@ -78,6 +78,11 @@ class RunFolder:
         return self.root / "logs" / "skipped.jsonl"
 
     @property
+    def saves(self) -> Path:
+        """One JSON line per checkpoint saved: time, step, and how many seconds it took."""
+        return self.root / "logs" / "saves.jsonl"
+
+    @property
     def jobs(self) -> Path:
         """One JSON line per job that began or ended: event, job, nodes, ranks, step, code, cause."""
         return self.root / "logs" / "jobs.jsonl"
@@ -101,6 +106,13 @@ class RunFolder:
     def done(self) -> Path:
         """There when all steps are trained: holds their number."""
         return self.root / "DONE"
+
+    def steps_done(self) -> int:
+        """The number of steps that DONE holds; 0 where there is none, or none that can be read."""
+        try:
+            return int(self.done.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
 
     @property
     def config(self) -> Path:

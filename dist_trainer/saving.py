@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dist_trainer import progress
 from dist_trainer.checkpoint import FORMAT, sum_of, sum_of_meta
 from dist_trainer.dist import Gathering
 from dist_trainer.kept import META, name_of, point_latest, prune, sweep, take_name
@@ -78,6 +80,21 @@ class _Written(NamedTuple):
     sum: int
     kinds: list[str]
     extents: list[tuple[str, int, int]]
+
+
+@contextmanager
+def heeding_room(folder: Path) -> Iterator[None]:
+    """Within it, a full disk is the user's matter, not a crash: InputError that names the file, or `folder`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _errno(error)
+        if number not in _FULL:
+            raise
+        place = getattr(error, "filename", None) or folder
+        raise InputError(
+            f"{place}: {os.strerror(number)}; make room there, and start the same command again"
+        ) from error
 
 
 def _looked_at(pieces: Iterable[Piece]) -> tuple[int, Iterator[Piece]]:
@@ -144,6 +161,7 @@ def _write_file(path: Path, part: list[Piece]) -> _Written:
     }
     save_file(tensors, path)
     _sync(path)
+    progress.moved()
     kinds = dict.fromkeys(kind for *_, values in part for kind in values)
     extents = [(name, start, stop) for name, start, stop, _ in part]
     return _Written(path.name, path.stat().st_size, sum_of(path), list(kinds), extents)

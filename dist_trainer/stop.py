@@ -10,19 +10,26 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from dist_trainer.rundir import RunFolder
 from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from dist_trainer.dist import Gathering
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 ENDS_AT = "LTX_JOB_ENDS_AT"
 COME_BACK_CODE = 85  # the exit code that asks a batch script to queue the job again
 STOP_NAME, SAVE_NAME = "STOP", "SAVE"
-_TIMES = 2.0  # the slowest step and the slowest save so far
+_TIMES = 2.0  # the slowest step and the slowest save of late
+_RECENT = 50  # the first steps are slow, and should not count for ever
 _UNTIMED_SAVE_S = 150.0  # of a save before the first one
 _MARGIN_S = 30.0  # for the launcher and the batch script
 
@@ -47,8 +54,10 @@ class Requests:
         self._is_main, self._ends_at = is_main, ends_at
         self._signals: list[int] = []
         self._training = False
-        self._step_s = 0.0
-        self._save_s: float | None = None
+        self._began = time.time()
+        self._steps_s: deque[float] = deque(maxlen=_RECENT)
+        self._saves_s: deque[float] = deque(maxlen=_RECENT)
+        self._warned = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -69,11 +78,14 @@ class Requests:
 
     def stepped(self, seconds: float) -> None:
         """Take note of how long a step took."""
-        self._step_s = max(self._step_s, seconds)
+        self._steps_s.append(seconds)
 
     def saved(self, seconds: float) -> None:
-        """Take note of how long a save took; what SAVE asks for is done."""
-        self._save_s = max(self._save_s or 0.0, seconds)
+        """Take note of how long a save took, in this job or the one before."""
+        self._saves_s.append(seconds)
+
+    def answered(self) -> None:
+        """What SAVE asks for is done, or cannot be done."""
         if self._is_main:
             with suppress(OSError):
                 self._save.unlink(missing_ok=True)
@@ -81,8 +93,27 @@ class Requests:
     @property
     def lead_s(self) -> float:
         """Seconds before the job's end at which the run begins to stop."""
-        save_s = _UNTIMED_SAVE_S if self._save_s is None else self._save_s
-        return _TIMES * (self._step_s + save_s) + _MARGIN_S
+        step_s, save_s = max(self._steps_s, default=0.0), max(self._saves_s, default=_UNTIMED_SAVE_S)
+        return _TIMES * (step_s + save_s) + _MARGIN_S
+
+    def warning(self) -> str:
+        """In one line, once, that the job's time is short for its steps and saves; "" where it is not."""
+        if self._warned or self._ends_at is None:
+            return ""
+        whole, lead = self._ends_at - self._began, self.lead_s
+        # Before a save is timed, the lead is a guess.
+        if whole >= (2 * lead if self._saves_s else lead):
+            return ""
+        self._warned = True
+        left = (
+            "it comes back after its first step"
+            if whole < lead
+            else f"{whole - lead:.0f} s are left to train"
+        )
+        return (
+            f"warning: the job had {whole:.0f} s when this run began to load; steps and saves here want {lead:.0f} s "
+            f"before the job's end, so {left}: ask for more time"
+        )
 
     def wish(self) -> Wish:
         """What this rank asks for now."""
@@ -91,6 +122,20 @@ class Requests:
         if self._signals or (self._is_main and self._left_s() < self.lead_s):
             return Wish.COME_BACK
         return Wish.SAVE if self._is_main and _is_there(self._save) else Wish.NONE
+
+    def needless(self, folder: RunFolder, steps: int, gathering: Gathering) -> str:
+        """Why this launch has nothing to do: DONE says that all `steps` are trained, or STOP is there. "": it has.
+
+        All ranks ask together, and hear what rank 0 sees.
+        """
+        why = ""
+        if self._is_main:
+            done = folder.steps_done()
+            if done >= steps:
+                why = f"{folder.done}: {done} steps are trained; raise optimization.steps to go on"
+            elif _is_there(self._stop):
+                why = f"{self._stop} is there: remove it to go on"
+        return gathering.share("what to do", why)
 
     def reason(self, wish: Wish) -> str:
         """Why, in words, for rank 0 to say."""
@@ -112,6 +157,15 @@ class Requests:
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name} before the first step\n".encode())
             os._exit(COME_BACK_CODE)
         self._signals.append(number)
+
+
+def agreed(requests: Requests, gathering: Gathering) -> Wish:
+    """The greatest wish of all ranks, alike on every rank: for work between steps, such as a save.
+
+    All ranks ask together. Raises MissingRanks when one does not come.
+    """
+    wishes = gathering.collect("wish", requests.wish().name)
+    return Wish[gathering.share("wish", max((Wish[name] for name in wishes), default=Wish.NONE).name)]
 
 
 def _is_there(path: Path) -> bool:

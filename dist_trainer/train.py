@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,11 +30,12 @@ from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
-from dist_trainer.resume import resume, save_if_due
-from dist_trainer.rundir import RunFolder
+from dist_trainer.resume import expect_saves, resume, save_as_asked
+from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.saving import heeding_room
 from dist_trainer.schedule import lr_at
 from dist_trainer.skipped import open_skips
-from dist_trainer.stop import COME_BACK_CODE, STOP_NAME, Requests, Wish, ends_at
+from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
 from dist_trainer.watch import Watch
 from dist_trainer.world import World, discover, presumed
 from shards.efficiency import advice, report
@@ -49,9 +51,6 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     Returns NONE when all steps are done, else why it stopped before.
     """
     folder = RunFolder(Path(config.output_dir))
-    if gathering.share(STOP_NAME, requests.wish().name) == Wish.STOP.name:
-        say(world, f"{folder.root / STOP_NAME} is there: remove it to go on")
-        return Wish.STOP
     dataset = open_data(config)
     before = folder.read_state()
     state = run_state(config, dataset, world, before)
@@ -63,14 +62,17 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     announce(config, data, world)
     progress.doing("loading the model")
     engine = build_engine(config, world)
-    progress.doing("reading the checkpoint")
-    start = resume(engine, folder, gathering)
     steps = config.optimization.steps
-    if start >= steps:
-        say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(folder.hold())
+        progress.doing("reading the checkpoint")
+        start = resume(engine, folder, gathering)
+        expect_saves(requests, folder, world)
+        if start >= steps:
+            say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
+        if world.is_main:
+            folder.done.unlink(missing_ok=True)
             folder.begin(before or state, dump(config))
         gathering.meet("run folder")
         if not folder.state.is_file():
@@ -95,6 +97,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     progress.doing("exporting")
     if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)
+        write_text(folder.done, f"{steps}\n")
         say(
             world,
             f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}",
@@ -114,13 +117,8 @@ def open_events(
 ) -> Events:
     """What happens around the steps of a run."""
 
-    def save(step: int, wish: Wish) -> None:
-        began = time.perf_counter()
-        if not save_if_due(step, wish, config, engine, folder, gathering):
-            return
-        if wish is not Wish.NONE:
-            say(gathering.world, f"saved after step {step}: {requests.reason(wish)}")
-        requests.saved(time.perf_counter() - began)
+    def save(step: int, wish: Wish) -> Wish:
+        return save_as_asked(step, wish, config, engine, folder, requests, gathering)
 
     return Events(
         learning_rate=lambda step: lr_at(step, config.optimization),
@@ -209,13 +207,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         requests = Requests(Path(config.output_dir), world.is_main, ends_at(os.environ))
         with requests.listening():
             gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
+            folder, steps = RunFolder(Path(config.output_dir)), config.optimization.steps
+            if why := requests.needless(folder, steps, gathering):
+                say(world, why)
+                gathering.close()
+                return 0
             watch = watching(config, gathering)
             assemble(config, gathering)
-            wish = run(config, world, gathering, requests)
+            with heeding_room(Path(config.output_dir)):
+                wish = run(config, world, gathering, requests)
             watch.leave(LEAVING_S)
             gathering.close()
             dist.leave()
-        return _come_back(world) if wish is Wish.COME_BACK else 0
+            # A signal more must not hide the exit code.
+            return _come_back(world) if wish is Wish.COME_BACK else 0
     except Exception as error:
         return fail(error, world, gathering, watch)
     finally:
@@ -264,6 +269,9 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.stderr.flush()
     if status:
         os._exit(status)
+    for number in SIGNALS:
+        # All is done: whoever asks to stop now has what he wants.
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 
