@@ -37,10 +37,14 @@ def srun_log(folder: RunFolder, job: str) -> Path:
 
 def mark(folder: RunFolder, job: str, restart: int) -> None:
     """Part this start of a job from those before it, in the logs that its ranks go on to write."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S")
     for path in folder.ranks.glob(f"{job}_*.log"):
-        with path.open("a", encoding="utf-8") as log:
-            log.write(f"{_MARK}job {job}, start {restart + 1}, {when}\n")
+        mark_log(path, job, restart)
+
+
+def mark_log(path: Path, job: str, restart: int) -> None:
+    """The same in the log of one rank."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"{_MARK}job {job}, start {restart + 1}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
 
 
 def ending(folder: RunFolder, job: str, code: int) -> Ending:

@@ -109,6 +109,7 @@ class Cluster:
         self.nodes = tuple(f"node{number}" for number in range(1, nodes + 1))
         self._port = port
         self._inits: dict[str, subprocess.Popen[bytes]] = {}
+        self._requeued: dict[str, float] = {}
 
     def environment(self, **more: str) -> dict[str, str]:
         """What Slurm's commands need to find this cluster, over this process's environment."""
@@ -151,11 +152,18 @@ class Cluster:
         return state
 
     def start_requeued(self) -> None:
-        """Slurm lets a requeued job wait two minutes; not here."""
+        """Slurm lets a requeued job wait two minutes; not here.
+
+        But past the second in which it ended: its node would take the new start's credential for the old one's.
+        """
         listing = self.call("squeue", "--noheader", "--states=PENDING", "--format=%i %r")
         for line in listing.splitlines():
             job, _, reason = line.partition(" ")
-            if reason == "BeginTime":
+            if (
+                reason == "BeginTime"
+                and time.monotonic() - self._requeued.setdefault(job, time.monotonic()) > 1.5
+            ):
+                del self._requeued[job]
                 subprocess.run(
                     ["scontrol", "update", f"JobId={job}", "StartTime=now"],
                     env=self.environment(),
