@@ -163,7 +163,7 @@ class Cluster:
                 reason == "BeginTime"
                 and time.monotonic() - self._requeued.setdefault(job, time.monotonic()) > 1.5
             ):
-                del self._requeued[job]
+                self._requeued.pop(job, None)
                 subprocess.run(
                     ["scontrol", "update", f"JobId={job}", "StartTime=now"],
                     env=self.environment(),
