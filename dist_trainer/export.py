@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from dist_trainer import progress
 from dist_trainer.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
 from dist_trainer.config import RunConfig, load
 from dist_trainer.family import WEIGHTS, read_config
@@ -65,6 +66,7 @@ def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    progress.moved()
     shape = checkpoint.shapes[name]
     return checkpoint.read(name, 0, math.prod(shape), (MASTER,))[MASTER].reshape(shape)
 

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
+from dist_trainer import progress
 from dist_trainer.engine import fill, sharded_construction
 from dist_trainer.family import FAMILIES, read_config
 from dist_trainer.weights import Stored, opened, stored_tensors
@@ -51,3 +52,4 @@ def _fill(model: torch.nn.Module, stored: dict[str, Stored], rank: int) -> None:
                         f"model.model_source: {path}: {name} is {found}, config.json says {shape}"
                     )
                 fill(parameter, tensor, rank)
+                progress.moved()
