@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import torch
+
+from dist_trainer import progress
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
-from dist_trainer.engine import Engine
+from dist_trainer.engine import Engine, Slice
 from dist_trainer.kept import complete_steps
 from dist_trainer.recovery import recover
 from dist_trainer.rundir import RunFolder, append, read_log
@@ -28,7 +31,12 @@ def resume(engine: Engine, folder: RunFolder, gathering: Gathering) -> int:
             f"{checkpoint.folder}: holds other parameters than this config trains (rank, targets?)"
         )
     done = updates(folder, checkpoint.step, gathering)
-    engine.restore(lambda piece: checkpoint.read(piece.name, piece.start, piece.stop), done)
+
+    def read(piece: Slice) -> dict[str, torch.Tensor]:
+        progress.moved()
+        return checkpoint.read(piece.name, piece.start, piece.stop)
+
+    engine.restore(read, done)
     # A rank that cannot read its part says so before the others wait for it in a collective.
     gathering.meet("checkpoint read")
     engine.publish()
@@ -90,8 +98,11 @@ def save_if_due(
     if wish is Wish.NONE and not last and (interval is None or step % interval):
         return False
 
+    progress.doing(f"saving step {step}")
+
     def pieces() -> Iterator[Piece]:
         for piece in engine.slices():
+            progress.moved()
             yield piece.name, piece.start, piece.stop, engine.read(piece)
 
     keep = config.checkpoints.keep_last_n
