@@ -58,7 +58,7 @@ def _speak(error: Exception, gathering: Gathering, watch: Watch | None) -> None:
         late = gathering.behind()
         _tell(f"error: {_explained(error)}" + (f"\nbehind the others: {late}" if late else ""))
     if watch and (gone or isinstance(error, MissingRanks)):
-        watch.pronounce(cause)
+        watch.pronounce(cause, _traced(error))
 
 
 def _tell_of_rank_0(error: Exception, world: World, watch: Watch | None) -> None:
@@ -68,7 +68,7 @@ def _tell_of_rank_0(error: Exception, world: World, watch: Watch | None) -> None
         cause = f"{watch.lost_main()}{here}"
         if watch.claim(cause):
             _tell(f"error: {cause}")
-            watch.write_stacks(cause)
+            watch.write_stacks(f"{cause}\n{_traced(error)}")
             return
     _tell(f"rank {world.rank} ends: rank 0 failed or is gone{here}")
 
@@ -80,7 +80,11 @@ def _may_be_felt(error: Exception) -> bool:
 def _explained(error: Exception) -> str:
     if isinstance(error, _FORESEEN):
         return str(error)
-    return f"{_brief(error)}\n{''.join(traceback.format_exception(error))}"
+    return f"{_brief(error)}\n{_traced(error)}"
+
+
+def _traced(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _brief(error: Exception) -> str:

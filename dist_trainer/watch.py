@@ -136,11 +136,11 @@ class Watch:
         beats = {rank: _heard(last[rank]) for rank in waiting}
         return f"{self._gathering.describe(waiting)} {_are(waiting)} gone, last heard of in {_places(beats)}"
 
-    def pronounce(self, cause: str) -> None:
-        """Let every rank write its stacks and end; for the main thread, when it knows that a rank is gone."""
+    def pronounce(self, cause: str, error: str) -> None:
+        """Let every rank write its stacks and end; for the main thread, whose `error` shows that a rank is gone."""
         self._gathering.store(PREFIX).set(_VERDICT, cause)
         self.claim(cause)
-        self.write_stacks(cause)
+        self.write_stacks(f"{cause}\n{error}")
 
     def write_stacks(self, cause: str) -> None:
         """Write where all threads of this process stand to its file, or to its log where that takes too long."""
