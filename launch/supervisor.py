@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -22,14 +23,15 @@ import submitit
 
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
-from launch.after import after, ended, start_of
-from launch.cause import ending
+from launch.after import Verdict, after, ended, start_of
+from launch.cause import Ending, ending, mark_log
 from launch.local import end_with_parent
 from launch.requeue import keep_away
 from launch.snapshot import CONFIG_NAME
 from shards.errors import InputError
 
 _LOOK_S = 1.0
+_BAD_INPUT = 2
 # A trainer whose peer has died ends by itself, and says whom it missed; one that does not is stuck.
 _GRACE_S = 30.0
 _CALL_S = 60.0
@@ -53,20 +55,30 @@ def supervise(run: RunFolder, snapshot: Path) -> None:
         if code not in (0, COME_BACK_CODE):
             append(_losses(run), {**_start(), "rank": task.global_rank, "host": _host(), "code": code})
         return
-    code, cause = _until_end(child, run)
-    verdict = after(run.root, code, os.environ)
-    ended(run.root, code, cause, verdict, os.environ)
-    print(f"{cause + '; ' if cause else ''}{verdict.why}", flush=True)
+    end = _until_end(child, run)
+    for line in end.shown if end.code else ():
+        print(line)
+    try:
+        verdict = after(run.root, end.code, os.environ)
+    except InputError as error:
+        verdict = Verdict(False, f"not known whether to come back: {error}")
+    ended(run.root, end.code, end.cause, verdict, os.environ)
+    print(f"ended with code {end.code}: {end.cause}; {verdict.why}" if end.code else verdict.why, flush=True)
     if verdict.again:
         told: list[int] = []
         # Slurm ends the job meanwhile, which must not cut this short.
         signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-        if not verdict.queued:
-            assert callable(queue_again), "submitit has set a handler"
-            _come_back(task, queue_again, verdict.exclude)
-        _until_ended(told)
-    if code:
-        sys.exit(code)
+        try:
+            if not verdict.queued:
+                assert callable(queue_again), "submitit has set a handler"
+                _come_back(task, queue_again)
+            keep_away(os.environ["SLURM_JOB_ID"], verdict.exclude)
+        except InputError as error:
+            print(f"error: {error}", flush=True)
+        else:
+            _until_ended(told)
+    if end.code:
+        sys.exit(end.code)
 
 
 class _Child:
@@ -77,9 +89,12 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
         for number in SIGNALS:
             signal.signal(number, self._pass_on)
-        job, rank = environ["SLURM_JOB_ID"], environ["SLURM_PROCID"]
-        run.ranks.mkdir(parents=True, exist_ok=True)
-        with (run.ranks / f"{job}_{rank}.log").open("ab") as log:
+        job, restart = start_of(environ)
+        path = run.ranks / f"{job}_{environ['SLURM_PROCID']}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            mark_log(path, job, restart)
+        with path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dist_trainer.train", str(snapshot / CONFIG_NAME)],
                 env=environ,
@@ -121,28 +136,31 @@ def has_ended(run: Path, environ: Mapping[str, str]) -> bool:
     )
 
 
-def _until_end(child: _Child, run: RunFolder) -> tuple[int, str]:
-    """The exit code of the ranks, and in a line what they ended of. Of many that fail the first is to blame."""
+def _until_end(child: _Child, run: RunFolder) -> Ending:
+    """How the ranks of this start ended. Of many that fail the first is to blame, and bad input before all."""
     stuck_at: float | None = None
     while (code := child.wait(_LOOK_S)) is None:
         if stuck_at is None and _lost(run):
             stuck_at = time.monotonic() + _GRACE_S
         if stuck_at is not None and time.monotonic() > stuck_at:
             child.kill()
-            return _exit_code(_lost(run)[0]["code"]), _blame(_lost(run)[0])
-    if code in (0, COME_BACK_CODE):
-        return code, ""
-    # The others end within a moment, and who watches them has to write.
-    time.sleep(_LOOK_S)
-    own = {"rank": 0, "host": _host(), "code": code}
-    killed = [one for one in (own, *_lost(run)) if int(one["code"]) < 0]
-    return _exit_code(code), _blame(killed[0]) if killed else ending(run, _start()["job"], code).cause
+            return _explained(_lost(run), run)
+    if code not in (0, COME_BACK_CODE):
+        # The others end within a moment, and who watches them has to write.
+        time.sleep(_LOOK_S)
+        return _explained([{"rank": 0, "host": _host(), "code": code}, *_lost(run)], run)
+    return ending(run, _start()["job"], code)
 
 
-def _blame(lost: Mapping[str, Any]) -> str:
-    code = int(lost["code"])
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"rank {lost['rank']} ({lost['host']}): {how}"
+def _explained(lost: Sequence[Mapping[str, Any]], run: RunFolder) -> Ending:
+    codes = [int(one["code"]) for one in lost]
+    code = _BAD_INPUT if _BAD_INPUT in codes else _exit_code(codes[0])
+    told = ending(run, _start()["job"], code)
+    killed = next((one for one in lost if int(one["code"]) < 0), None)
+    if killed is None or code == _BAD_INPUT:
+        return told
+    how = f"killed by {signal.Signals(-int(killed['code'])).name}"
+    return replace(told, cause=f"rank {killed['rank']} ({killed['host']}): {how}")
 
 
 def _exit_code(code: int) -> int:
@@ -198,10 +216,8 @@ def _signal_of(task: submitit.JobEnvironment) -> signal.Signals:
     return signal.Signals[f"SIG{task.USR_SIG}"]
 
 
-def _come_back(
-    task: submitit.JobEnvironment, queue_again: Callable[[int, None], object], exclude: Sequence[str]
-) -> None:
-    """Let submitit queue the job again, away from the hosts `exclude`. Raises InputError where Slurm refuses."""
+def _come_back(task: submitit.JobEnvironment, queue_again: Callable[[int, None], object]) -> None:
+    """Let submitit queue the job again. Raises InputError where Slurm refuses."""
     for tried in range(1, _TRIES + 1):
         # Left by a start that was killed in the midst of this, it would stop submitit.
         pickled = task.paths.submitted_pickle
@@ -209,12 +225,11 @@ def _come_back(
         try:
             queue_again(_signal_of(task), None)
         except SystemExit:  # as it does when the job is queued
-            break
+            return
         except subprocess.SubprocessError as error:
             if tried == _TRIES:
                 raise InputError(f"the job cannot be queued again: {error}") from error
         time.sleep(_PAUSE_S)
-    keep_away(os.environ["SLURM_JOB_ID"], exclude)
 
 
 def _until_ended(told: Sequence[int]) -> NoReturn:
