@@ -131,11 +131,6 @@ class Plan:
         length, unit = self._epoch_length()
         return length / unit
 
-    def epoch_of(self, k: int) -> int:
-        """The epoch in which step `k`'s share of the sequence begins. Raises IndexError for negative `k`."""
-        length, unit = self._epoch_length()
-        return _step_index(k) * unit // length
-
     def step(self, k: int) -> Step:
         """Step `k` >= 0; random access, equal to walking there. Raises IndexError for negative `k`."""
         k = _step_index(k)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from shards.formats.sample import payload
 from shards.formats.tar import ShardWriter, write_shard
 from shards.reader import Reader
 from shards.storage import Folder
-from tests.support import mosaic
+from tests.support import disks, mosaic
 from tests.support.clips import write_ramp
 from tests.support.damage import (
     cut,
@@ -626,16 +625,8 @@ def test_a_key_is_written_once(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = os.geteuid() == 0 and shutil.which("mount")
-    options = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if not mounted or subprocess.run(options, capture_output=True, check=False).returncode:
-        pytest.skip("NOT TESTED: a full disk; mounting a small tmpfs needs root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    with disks.small_disk(tmp_path / "disk", "256k") as root:
+        yield root
 
 
 def fill(disk: Path, leave: int) -> None:
@@ -694,7 +685,7 @@ def test_a_full_disk_stops_a_conversion(small_disk: Path, tmp_path: Path, to: st
 
 def test_a_disk_that_is_read_only_is_said(small_disk: Path) -> None:
     root = sound_dataset(small_disk / "data")
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    disks.remount(small_disk, "ro")
     code, out, err = run("index", root)
     advice = "Read-only file system: give a folder that can be written"
     assert (code, out, err) == (2, "", f"error: {root}/writing.json: {advice}\n")

@@ -103,8 +103,7 @@ def test_shuffling_the_manifest_moves_rows_but_not_samples(plan: Plan, random: A
 @unhurried
 @given(plans(), st.integers(0, 60))
 def test_a_step_trains_samples_of_the_epoch_it_lies_in(plan: Plan, k: int) -> None:
-    epoch = plan.epoch_of(k)
-    assert epoch == math.floor(k / plan.steps_per_epoch + 1e-9)
+    epoch = math.floor(k / plan.steps_per_epoch + 1e-9)
     # A window, hence a step of it, can reach an epoch to either side, and a long step as far as it spans.
     reach = 1 + math.ceil(1 / plan.steps_per_epoch)
     assert np.all(np.abs(plan.step(k).epochs - epoch) <= reach)
@@ -201,9 +200,8 @@ def test_the_longest_sample_may_fill_a_step_of_tokens() -> None:
 
 def test_steps_before_the_first_are_refused() -> None:
     plan = Plan(*synthetic(4), Batching(1, None), 0)
-    for ask in (plan.step, plan.epoch_of):
-        with pytest.raises(IndexError, match="-1"):
-            ask(-1)
+    with pytest.raises(IndexError, match="-1"):
+        plan.step(-1)
 
 
 def test_the_fingerprint_tells_every_input_apart() -> None:

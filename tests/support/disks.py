@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_disk(root: Path, size: str) -> Iterator[Path]:
-    """An empty file system of `size` (as mount has it: 64k, 2m) at the new folder `root`; skips where none may be made."""
+    """A file system of `size` (64k, 2m) at the new folder `root`; skips where that is not allowed."""
     root.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.support.runs import ROOT
+
 # The interpreter imports it at its start.
 _FAULTY = """
 import ctypes, time, av
@@ -25,4 +27,4 @@ def faulty_decoder(folder: Path) -> dict[str, str]:
     """What to add to a process's environment, for it to have the decoder; `folder` is made, and holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_FAULTY)
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": f"{ROOT}:{folder}"}

@@ -17,6 +17,7 @@ from shards.prepare.split.stage import SplitReport, check_request, split
 from shards.prepare.tables.rows import read_rows
 from shards.prepare.work.workers import Worker
 from tests.support.command import run
+from tests.support.faulty import faulty_decoder
 from tests.support.footage import tree, write_scenes
 from tests.support.killing import end, finish, kill_when, start
 
@@ -124,27 +125,11 @@ def test_what_the_user_got_wrong_is_one_line(
     assert not calls
 
 
-# Stands for a decoder with a fault: the interpreter imports it at its start.
-_FAULTY = """
-import ctypes, av
-
-opened = av.open
-
-def open(file, *arguments, **named):
-    if "deadly" in str(file):
-        ctypes.string_at(0)
-    return opened(file, *arguments, **named)
-
-av.open = open
-"""
-
-
 def test_a_video_that_kills_its_process_is_a_failure_and_the_others_are_split(tmp_path: Path) -> None:
     for name in ("a", "deadly", "z"):
         write_scenes(tmp_path / f"videos/{name}.mp4", (20,))
-    (tmp_path / "sitecustomize.py").write_text(_FAULTY)
     arguments = ["split", tmp_path / "videos", "--out", tmp_path / "out"]
-    done = [end(start(arguments, PYTHONPATH=str(tmp_path))) for _ in range(3)]
+    done = [end(start(arguments, **faulty_decoder(tmp_path / "faults"))) for _ in range(3)]
     assert [code for code, _ in done] == [-signal.SIGSEGV, 0, 0], done[1][1]
     assert [row["media_path"] for row in read_rows(tmp_path / "out/dataset.jsonl")] == [
         f"{name}/{name}-scene-0001.mp4" for name in ("a", "z")

@@ -28,6 +28,7 @@ from shards.prepare.tables.table import check_media, read_table
 from shards.prepare.work.workers import ALONE, Worker
 from tests.support.chat import ChatServer, Fault, chat_server
 from tests.support.clips import write_ramp
+from tests.support.faulty import faulty_decoder
 from tests.support.forks import Fork
 from tests.support.jobs import until
 from tests.support.runs import ROOT, environment
@@ -506,30 +507,14 @@ def test_a_worker_killed_at_its_work_is_made_good_by_two_others(tmp_path: Path) 
     assert shown[1][0] == "raw/020.png"
 
 
-# Stands for a decoder with a fault: the interpreter imports it at its start.
-FAULTY = """
-import ctypes, av
-
-opened = av.open
-
-def open(file, *arguments, **named):
-    if "deadly" in str(file):
-        ctypes.string_at(0)
-    return opened(file, *arguments, **named)
-
-av.open = open
-"""
-
-
 def test_a_clip_that_kills_its_process_is_a_failure_and_the_others_get_captions(
     tmp_path: Path, server: ChatServer
 ) -> None:
     media = films(tmp_path / "raw", 1, 2)
     write_ramp(media / "clip0b_deadly.mp4", frames=8)
-    (tmp_path / "sitecustomize.py").write_text(FAULTY)
     table = tmp_path / "t.jsonl"
     arguments = [media, "--out", table, "--endpoint", server.url]
-    done = [run(*arguments, PYTHONPATH=f"{ROOT}:{tmp_path}") for _ in range(3)]
+    done = [run(*arguments, **faulty_decoder(tmp_path / "faults")) for _ in range(3)]
     assert [each.returncode for each in done] == [-signal.SIGSEGV, 0, 0], done[1].stderr
     assert [row["caption"] for row in read_rows(table)] == [answer(1), answer(2)]
     assert read_rows(tmp_path / "t.failures.jsonl") == [

@@ -19,6 +19,7 @@ from shards.prepare.encode.stage import EncodeOptions, encode
 from shards.prepare.failures import Failure, read_failures
 from shards.storage import Folder
 from tests.support.clips import PALETTE, write_ramp
+from tests.support.faulty import faulty_decoder
 from tests.support.killing import children, end, folder_bytes, start
 from tests.support.models import tiny_model
 
@@ -136,23 +137,6 @@ def test_ranks_of_a_launcher_give_the_bytes_of_one_process(tmp_path: Path) -> No
     assert len(list((tmp_path / "ranks/shards").iterdir())) == 4
 
 
-# Stands for decoders with a fault: the interpreter imports it at its start.
-FAULTY = """
-import ctypes, time, av
-
-opened = av.open
-
-def open(file, *arguments, **named):
-    if "deadly" in str(file):
-        ctypes.string_at(0)
-    if "still" in str(file):
-        time.sleep(1000)
-    return opened(file, *arguments, **named)
-
-av.open = open
-"""
-
-
 def test_a_clip_that_kills_or_holds_up_its_process_is_a_failure_and_no_byte_of_the_others_changes(
     tmp_path: Path,
 ) -> None:
@@ -162,15 +146,13 @@ def test_a_clip_that_kills_or_holds_up_its_process_is_a_failure_and_no_byte_of_t
     buckets, options = Bucket.parse_list(BUCKETS), EncodeOptions(device="cpu", rows_per_shard=3)
     encode(write_table(tmp_path, good[:2]), tiny_model(), tmp_path / "first", buckets, options=options)
     encode(write_table(tmp_path, good[2:]), tiny_model(), tmp_path / "second", buckets, options=options)
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults/sitecustomize.py").write_text(FAULTY)
     table = write_table(tmp_path, [*good[:2], "deadly.mp4", *good[2:], "still.mp4"])
     out = tmp_path / "out"
     options_of = ["--buckets", BUCKETS, "--rows-per-shard", 3, "--device", "cpu", "--patience", 0.05]
     command = ["encode", table, "--model", tiny_model(), "--out", out, *options_of]
     codes, said = [], ""
     for _ in range(3):
-        code, text = end(start(command, PYTHONPATH=str(tmp_path / "faults")))
+        code, text = end(start(command, **faulty_decoder(tmp_path / "faults")))
         codes.append(code)
         said += text
     assert codes == [-signal.SIGSEGV, 1, 0], said

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from shards.errors import InputError
 from shards.geometry import Bucket
 from shards.prepare.encode.models import load_vae
 from shards.prepare.encode.stage import EncodeOptions, encode
+from tests.support import disks
 from tests.support.clips import PALETTE, ramp, write_lossless, write_ramp
 from tests.support.models import tiny_model
 
@@ -77,18 +77,8 @@ def test_one_clip_twice_is_two_samples(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a part of the dataset."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system needs a root that may mount: {done.stderr.strip()}")
-    yield root
-    subprocess.run(["umount", "-l", str(root)], check=True)
-
-
-def remount(root: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(root)], check=True)
+    with disks.small_disk(tmp_path / "disk", "64k") as root:
+        yield root
 
 
 def clips(folder: Path, count: int) -> Path:
@@ -111,7 +101,7 @@ def test_a_full_disk_keeps_what_is_done_and_a_later_run_completes(tmp_path: Path
     assert re.fullmatch(full, str(error.value))
     kept = files(small_disk)
     assert 0 < len(kept) < 8
-    remount(small_disk, "size=4m")
+    disks.remount(small_disk, "size=4m")
     encode(table, tiny_model(), small_disk, BUCKETS, options=OPTIONS)
     encode(table, tiny_model(), tmp_path / "out", BUCKETS, options=OPTIONS)
     assert files(small_disk) == files(tmp_path / "out")
@@ -119,7 +109,7 @@ def test_a_full_disk_keeps_what_is_done_and_a_later_run_completes(tmp_path: Path
 
 
 def test_a_read_only_disk_is_said(tmp_path: Path, small_disk: Path) -> None:
-    remount(small_disk, "ro")
+    disks.remount(small_disk, "ro")
     with pytest.raises(InputError) as error:
         encode(clips(tmp_path, 1), tiny_model(), small_disk / "out", BUCKETS, options=OPTIONS)
     assert str(error.value) == (

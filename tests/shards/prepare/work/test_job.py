@@ -27,6 +27,7 @@ from shards.prepare.work import shift
 from shards.prepare.work.job import Job
 from shards.prepare.work.workers import Worker
 from shards.storage import Entry, Folder, open_storage
+from tests.support import disks
 from tests.support.forks import Fork
 from tests.support.jobs import (
     ALONE,
@@ -258,18 +259,8 @@ def test_a_damaged_file_of_the_job_is_named(tmp_path: Path, path: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a part of the job."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system needs a root that may mount: {done.stderr.strip()}")
-    yield root
-    subprocess.run(["umount", "-l", str(root)], check=True)
-
-
-def remount(root: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(root)], check=True)
+    with disks.small_disk(tmp_path / "disk", "128k") as root:
+        yield root
 
 
 def test_a_full_disk_is_said_and_a_later_run_completes(small_disk: Path) -> None:
@@ -280,19 +271,19 @@ def test_a_full_disk_is_said_and_a_later_run_completes(small_disk: Path) -> None
             work(small_disk, units)
         assert re.match(full, str(raised.value))
         assert claims(small_disk) == []
-    remount(small_disk, "size=8m")
+    disks.remount(small_disk, "size=8m")
     work(small_disk, units)
     assert contents(small_disk) == expected(units)
 
 
 def test_what_is_done_can_be_asked_for_where_nobody_may_write(small_disk: Path) -> None:
     done = work(small_disk, 2)
-    remount(small_disk, "ro")
+    disks.remount(small_disk, "ro")
     assert work(small_disk, 2) == done
 
 
 def test_a_place_that_may_not_be_written_is_said(small_disk: Path) -> None:
-    remount(small_disk, "ro")
+    disks.remount(small_disk, "ro")
     with pytest.raises(
         InputError, match=rf"{small_disk}: .*; what is done is kept: see to the permissions and"
     ):
