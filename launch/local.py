@@ -10,26 +10,65 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
+from launch.after import Verdict, ended
+from launch.cause import ending, mark
+from launch.logs import Tail
+from shards.errors import InputError
 
 _GRACE_S = 15.0
+_JOB, _INTERRUPTED = "local", 128 + signal.SIGINT
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
+def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFolder) -> int:
+    """Run `local` for the run in `folder`: what each rank prints goes to a log of its own there, and is shown here too.
+
+    The start and the end are noted in the run's log of jobs. Raises InputError where the folder cannot be written.
+    """
+    restart = sum(
+        record.get("event") == "began" and record.get("job") == _JOB for record in read_log(folder.jobs)
+    )
+    start = {"job": _JOB, "restart": restart}
+    place = {"nodes": [socket.gethostname()], "ranks": processes, "pid": os.getpid()}
+    try:
+        folder.ranks.mkdir(parents=True, exist_ok=True)
+        mark(folder, _JOB, restart)
+        append(folder.jobs, {"time": time.time(), "event": "began", **start, **place})
+    except OSError as error:
+        raise InputError(
+            f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
+        ) from error
+    logs = [folder.ranks / f"{_JOB}_{rank}.log" for rank in range(processes)]
+    code = local(config, overrides, processes, logs=logs)
+    cause = "interrupted" if code == _INTERRUPTED else ending(folder, _JOB, code).cause
+    # Nothing starts it again here.
+    ended(folder.root, code, cause, Verdict(False, ""), {"SLURM_RESTART_COUNT": str(restart)})
+    return code
+
+
 def local(
-    config: Path, overrides: Sequence[str], processes: int, module: str = "dist_trainer.train"
+    config: Path,
+    overrides: Sequence[str],
+    processes: int,
+    module: str = "dist_trainer.train",
+    logs: Sequence[Path] | None = None,
 ) -> int:
     """Run `python -m MODULE CONFIG ...` in `processes` processes and return the first bad exit code.
 
     When one fails the others get some seconds to end by themselves, then are stopped; Ctrl-C stops all. USR1, USR2 and
-    TERM are passed on: the ranks save and end by themselves, with code 85.
+    TERM are passed on: the ranks save and end by themselves, with code 85. With `logs`, a file for each rank, what a
+    rank prints is appended there, and shown from there: the ranks print on where this process is killed.
     """
     command = [sys.executable, "-m", module, str(config), *overrides]
     port = _free_port()
     ranks: list[subprocess.Popen[bytes]] = []
+    tails: list[Tail] = []
 
     def pass_on(number: int, frame: object) -> None:
         for process in ranks:
@@ -40,14 +79,28 @@ def local(
             signal.signal(number, pass_on)
         for rank in range(processes):
             environment = _environment(rank, processes, port)
-            ranks.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
-        return _wait(ranks)
+            if logs is None:
+                ranks.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
+                continue
+            with logs[rank].open("ab") as log:
+                tails.append(Tail(logs[rank], log.tell()))
+                ranks.append(
+                    subprocess.Popen(
+                        command,
+                        env={"PYTHONUNBUFFERED": "1", **environment},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        preexec_fn=end_with_parent,
+                    )
+                )
+        return _wait(ranks, tails)
     except KeyboardInterrupt:
         for process in ranks:
             process.terminate()
-        return 128 + signal.SIGINT
+        return _INTERRUPTED
     finally:
         _stop(ranks)
+        _show(tails, rest=True)
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -73,16 +126,25 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], tails: list[Tail]) -> int:
     """Exit code of the first process that fails; 85 where all have ended well and want to come back, else 0."""
     while True:
         codes = [rank.poll() for rank in ranks]
+        _show(tails)
         failed = [code for code in codes if code not in (None, 0, COME_BACK_CODE)]
         if failed:
             return failed[0] if failed[0] and failed[0] > 0 else 1
         if None not in codes:
             return max(code or 0 for code in codes)
         time.sleep(0.1)
+
+
+def _show(tails: list[Tail], rest: bool = False) -> None:
+    """Print what came to the ranks' logs since; with `rest`, also what has no end of line."""
+    with suppress(OSError):  # a terminal that is gone ends no training
+        for tail in tails:
+            print(tail.read(rest), end="")
+        sys.stdout.flush()
 
 
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:

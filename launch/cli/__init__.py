@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from launch.cli import after, here, preflight, slurm
+from launch.cli import after, here, preflight, runs, slurm
 from shards.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Start training runs and look after them.")
-for group in (here.app, after.app, preflight.app, slurm.app):
+for group in (here.app, after.app, preflight.app, slurm.app, runs.app):
     app.registered_commands += group.registered_commands
 
 

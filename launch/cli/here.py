@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from launch.local import local
-
 app = typer.Typer()
 
 
@@ -21,7 +19,12 @@ def local_command(
     processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="processes: one per GPU")] = 1,
 ) -> None:
     """Train on this machine."""
-    raise typer.Exit(local(config, overrides or [], processes))
+    from dist_trainer.config import load
+    from dist_trainer.rundir import RunFolder
+    from launch.local import train
+
+    settings = load(config, overrides or [])
+    raise typer.Exit(train(config, overrides or [], processes, RunFolder(settings.output_dir.absolute())))
 
 
 @app.command("demo")

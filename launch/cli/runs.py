@@ -1,0 +1,147 @@
+"""Commands that look after runs: status, logs, stop, resume, tensorboard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from launch.stopping import Ask
+
+app = typer.Typer()
+
+_Run = Annotated[Path, typer.Argument(help="a run's folder (its output_dir)")]
+_Runs = Annotated[Path, typer.Argument(help="a run's folder (its output_dir), or one that holds runs")]
+
+
+@app.command("status")
+def status_command(
+    folder: _Runs = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="for programs: all that is known")] = False,
+) -> None:
+    """Say how a run is doing: job, step, loss, speed, time left, checkpoint. Of a folder of runs: a line each."""
+    from rich.console import Console
+
+    from launch.panel import panel, table
+    from launch.status import runs_of, statuses
+
+    found = runs_of(folder)
+    read = statuses(found)
+    alone = found == [folder]
+    if as_json:
+        print(json.dumps(read[0].record() if alone else [one.record() for one in read], indent=2))
+        return
+    Console(soft_wrap=not alone).print(panel(read[0]) if alone else table(read))
+
+
+@app.command("logs")
+def logs_command(
+    run: _Run,
+    rank: Annotated[int, typer.Option(min=0, help="whose log")] = 0,
+    job: Annotated[str | None, typer.Option(help="of which job; default: the newest")] = None,
+    following: Annotated[
+        bool, typer.Option("--follow", "-f", help="go on until Ctrl-C, also when the job is queued again")
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", min=0, help="how many of the last lines")] = 50,
+    only_errors: Annotated[bool, typer.Option("--errors", help="the errors of all ranks instead")] = False,
+) -> None:
+    """Show what a rank printed."""
+    from launch.logs import errors, follow, last_lines, log_of
+    from launch.status import one_run
+
+    folder = one_run(run)
+    if only_errors:
+        log_of(folder, 0, job)
+        for line in list(errors(folder, job))[-lines:]:
+            print(line)
+    elif following:
+        try:
+            follow(folder, rank, job, lines, lambda text: print(text, end="", flush=True))
+        except KeyboardInterrupt:
+            return
+    else:
+        print("\n".join(last_lines(log_of(folder, rank, job), lines)))
+
+
+@app.command("stop")
+def stop_command(
+    run: _Run,
+    now: Annotated[bool, typer.Option("--now", help="end it without a save")] = False,
+    save: Annotated[bool, typer.Option("--save", help="only save, and go on")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="return when that is done")] = False,
+    limit: Annotated[float, typer.Option(min=0, help="minutes to wait at most")] = 30.0,
+) -> None:
+    """Stop a run for good. It saves first, and is not queued again."""
+    from rich.console import Console
+
+    from launch import stopping
+    from launch.status import last_step, one_run
+    from shards.errors import InputError
+
+    if now and save:
+        raise InputError("--now --save: give one of them; without any it saves and stops")
+    folder = one_run(run)
+    what: Ask = "save" if save else "now" if now else "stop"
+    for line in stopping.ask(folder, what):
+        print(line, flush=True)
+    if wait:
+        console = Console(file=sys.stderr)
+        with console.status("") as shown:
+            stopping.wait(
+                folder, what, 60 * limit, lambda why: shown.update(f"{why} (step {last_step(folder)})")
+            )
+        print("saved" if save else f"stopped after step {last_step(folder)}")
+
+
+@app.command("resume")
+def resume_command(
+    run: _Run,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="hosts; default: as many as before")] = None,
+    here: Annotated[bool, typer.Option("--local", help="on this machine instead of in the queue")] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", "-n", min=1, help="with --local: processes, one per GPU")
+    ] = 1,
+) -> None:
+    """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do."""
+    from launch import resuming
+    from launch.status import one_run
+
+    folder = one_run(run)
+    if here:
+        raise typer.Exit(resuming.resume_here(folder, processes, overrides or []))
+    told, queued = resuming.resume(folder, nodes, overrides or [])
+    print(told)
+    print(f"job {queued.job}: {queued.run}\nwatch it:  ltx-launch status {queued.run}")
+
+
+@app.command("tensorboard")
+def tensorboard_command(
+    folder: _Runs = Path("runs"),
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="default: from 6006 on, the first free")
+    ] = None,
+    bind: Annotated[
+        str, typer.Option(help="address to listen at; anybody who reaches it sees the run")
+    ] = "localhost",
+    only_print: Annotated[
+        bool, typer.Option("--print", help="say how to reach it, and start nothing")
+    ] = False,
+) -> None:
+    """Start TensorBoard here, and say how to reach it from your own machine."""
+    import os
+
+    from launch.board import check_events, free_port, serve, tunnel
+
+    check_events(folder)
+    chosen = free_port(port, bind)
+    print(f"on your own machine:  {tunnel(chosen, os.environ)}")
+    print(f"then open:            http://localhost:{chosen}", flush=True)
+    if not only_print:
+        raise typer.Exit(serve(folder, chosen, bind))

@@ -1,0 +1,80 @@
+"""Going on with a run that has stopped, on as many nodes as are wanted now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from dist_trainer.config import RunConfig, load
+from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.stop import STOP_NAME
+from launch.forecast import Forecast, forecast
+from launch.local import train
+from launch.resources import Resources
+from launch.status import is_held, settings_of
+from launch.submit import Submission, check_not_queued, submit
+from shards.errors import InputError
+
+
+def resume(run: RunFolder, nodes: int | None, overrides: Sequence[str]) -> tuple[Forecast, Submission]:
+    """Queue a run again, with the resources of its last job but on `nodes` nodes where that is given.
+
+    STOP is taken away. Raises InputError where it trains or waits already, all its steps are done, it cannot go on with
+    the settings `overrides`, or no job of it was queued by ltx-launch.
+    """
+    check_not_queued(run.root)
+    asked = [
+        record
+        for record in read_log(run.jobs)
+        if record.get("event") == "submitted" and record.get("resources")
+    ]
+    if not asked:
+        raise InputError(
+            f"{run.root}: none of its jobs was queued by ltx-launch; with sbatch remove {run.root / STOP_NAME} and "
+            "submit its script again, or use --local, or `ltx-launch slurm` with its config.yaml"
+        )
+    resources = Resources.read(asked[-1]["resources"])
+    resources = replace(resources, nodes=nodes or resources.nodes)
+    with _going_on(run, overrides) as config:
+        told = forecast(config, resources.ranks)
+        return told, submit(config, resources)
+
+
+def resume_here(run: RunFolder, processes: int, overrides: Sequence[str]) -> int:
+    """Go on with a run in `processes` processes on this machine; its exit code. Raises InputError as `resume`."""
+    check_not_queued(run.root)
+    with _going_on(run, overrides) as config:
+        print(forecast(config, processes), flush=True)
+    settings = settings_of(run)
+    assert settings is not None, "the config was read"
+    return train(settings, [*overrides, f"output_dir={run.root}"], processes, run)
+
+
+@contextmanager
+def _going_on(run: RunFolder, overrides: Sequence[str]) -> Iterator[RunConfig]:
+    """The config to go on with. STOP is away inside the block, and back again after it where that fails."""
+    if is_held(run):
+        raise InputError(
+            f"{run.root}: a process trains in it; stop it first with `ltx-launch stop {run.root}`"
+        )
+    settings = settings_of(run)
+    if settings is None:
+        raise InputError(
+            f"{run.root}: has no config.yaml, as it has not begun; start it with `ltx-launch slurm`"
+        )
+    config = load(settings, [*overrides, f"output_dir={run.root}"])
+    if run.steps_done() >= config.optimization.steps:
+        raise InputError(
+            f"{run.root}: all {run.steps_done()} steps are done; give optimization.steps=MORE to go on"
+        )
+    stop: Path = run.root / STOP_NAME
+    there = stop.exists()
+    stop.unlink(missing_ok=True)
+    try:
+        yield config
+    except BaseException:
+        if there:
+            stop.touch()
+        raise

@@ -1,0 +1,94 @@
+"""What Slurm says of jobs, of many with one question. Where there is no Slurm, nothing is known of any."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shards.errors import InputError
+
+WAITS, RUNS = ("PENDING",), ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
+_CALL_S = 60.0
+_SQUEUE, _SACCT = "%i|%A|%T|%r|%S|%e|%N", "JobID,State,Start,End,NodeList"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A job as Slurm has it now: `state` PENDING to CANCELLED, `reason` why it waits or ended, `start` and `end` as
+    Slurm writes times (of a pending job: expected; "" where not known), `nodes` as a list such as node[1-4].
+    """
+
+    state: str
+    reason: str
+    start: str
+    end: str
+    nodes: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state in WAITS
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has nodes."""
+        return self.state in RUNS
+
+
+def places(jobs: Iterable[str]) -> dict[str, Place]:
+    """What Slurm knows of these jobs (numbers, or 12_0 for a task of an array), by job; those it forgot are not in it.
+
+    Raises InputError when Slurm does not answer.
+    """
+    asked = sorted({job for job in jobs if job and job != "local"})
+    if not asked or shutil.which("squeue") is None:
+        return {}
+    found: dict[str, Place] = {}
+    for line in _ask(
+        "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(asked)}", f"--format={_SQUEUE}"
+    ):
+        name, number, *rest = line.split("|", 6)
+        place = Place(*(_known(word) for word in rest))
+        # The task of an array has two names: 12_0, and the number that its own environment says.
+        found |= {one: place for one in (name, number) if one in asked}
+    if forgotten := [job for job in asked if job not in found]:
+        found |= _ended(forgotten)
+    return found
+
+
+def _ended(jobs: list[str]) -> dict[str, Place]:
+    """What the accounting knows of jobs that the controller has forgotten."""
+    if shutil.which("sacct") is None:
+        return {}
+    command = (
+        "sacct",
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        f"--jobs={','.join(jobs)}",
+        f"--format={_SACCT}",
+    )
+    found: dict[str, Place] = {}
+    for line in _ask(*command):
+        words = line.split("|")
+        if len(words) == 5 and words[0] in jobs:
+            state = words[1].partition(" ")[0]
+            found[words[0]] = Place(state, "", *(_known(word) for word in words[2:]))
+    return found
+
+
+def _ask(*command: str) -> list[str]:
+    """Lines of an answer; none where Slurm knows none of the jobs or keeps no accounts."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{command[0]}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
+    if done.returncode and "Unable to contact" in done.stderr:
+        raise InputError(f"{command[0]}: {' '.join(done.stderr.split())}")
+    return [line for line in done.stdout.splitlines() if "|" in line]
+
+
+def _known(word: str) -> str:
+    return "" if word in ("N/A", "Unknown", "None", "(null)", "None assigned") else word

@@ -1,0 +1,274 @@
+"""How a run is doing, read from its folder and from Slurm while it may be written. Imports without torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.config import load
+from dist_trainer.kept import META, complete_steps, name_of
+from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
+from launch.after import bad_hosts
+from launch.snapshot import CONFIG_NAME
+from launch.squeue import Place, places
+from shards.errors import InputError
+
+LOCAL = "local"
+_RECENT_STEPS, _TAIL_BYTES = 20, 1 << 17
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is doing. Times are seconds since 1970, None where there is none or nobody knows.
+
+    `state`: Slurm's word of a job that waits or runs; else RUNNING, DONE, STOPPED, SAVED (to come back), FAILED, ENDED.
+    `detail`: why it waits, or what it ended of. `job`: its number, or "local". `restarts`: how often the job was queued
+    again. `step` of `steps`, `loss` of that step; `tokens_per_s` and `step_s` over the last 20 steps; `eta_s`: seconds
+    left. `skipped`, `replaced`: how many steps and samples.
+    """
+
+    run: str
+    state: str
+    detail: str
+    job: str
+    restarts: int
+    nodes: str
+    since: str
+    ends: str
+    step: int
+    steps: int | None
+    loss: float | None
+    tokens_per_s: float | None
+    step_s: float | None
+    eta_s: float | None
+    checkpoint: int | None
+    checkpoint_time: float | None
+    skipped: int
+    replaced: int
+    bad_nodes: tuple[str, ...]
+    stop: bool
+    done: bool
+    error: str
+
+    @property
+    def lives(self) -> bool:
+        """Whether something trains in the folder now."""
+        return self.state in _ALIVE
+
+    def record(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+_ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "SIGNALING")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: one has begun in it, or is queued."""
+    run = RunFolder(folder)
+    return any(path.is_file() for path in (run.state, run.jobs))
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run in `folder`, else those in it, by name. Raises InputError when there is none."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; give a run's folder (its output_dir), or one that holds runs"
+        )
+    if is_run(folder):
+        return [folder]
+    found = sorted(child for child in folder.iterdir() if child.is_dir() and is_run(child))
+    if not found:
+        raise InputError(
+            f"{folder}: holds no run; give a run's folder (its output_dir), or one that holds runs"
+        )
+    return found
+
+
+def one_run(folder: Path) -> RunFolder:
+    """The run in `folder`. Raises InputError where there is none."""
+    if runs_of(folder) != [folder]:
+        raise InputError(f"{folder}: holds several runs; give one of them")
+    return RunFolder(folder.absolute())
+
+
+def jobs_of(run: RunFolder) -> list[str]:
+    """Jobs that were queued for a run or began it, the newest last."""
+    jobs = [
+        str(record["job"]) for record in read_log(run.jobs) if record.get("event") in ("submitted", "began")
+    ]
+    return list(dict.fromkeys(reversed(jobs)))[::-1]
+
+
+def statuses(folders: Sequence[Path]) -> list[Status]:
+    """How these runs are doing. Slurm is asked once. Raises InputError when it does not answer."""
+    runs = [RunFolder(folder) for folder in folders]
+    newest = {job for run in runs for job in jobs_of(run)[-1:]}
+    found = places(newest)
+    return [_status(run, found) for run in runs]
+
+
+def is_held(run: RunFolder) -> bool:
+    """Whether a process trains in the folder, as far as the file system's locks tell."""
+    try:
+        with (run.root / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no launch yet, or a file system without locks
+        return False
+    return False
+
+
+def settings_of(run: RunFolder) -> Path | None:
+    """The resolved config of a run, also of one that is queued and has not begun."""
+    if run.config.is_file():
+        return run.config
+    kept = [path for path in (run.root / "snapshots").glob(f"*/{CONFIG_NAME}") if path.is_file()]
+    return max(kept, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def last_step(run: RunFolder) -> int:
+    """The last step that was trained; 0 before the first."""
+    recent = _recent(run.metrics)
+    return int(recent[-1]["step"]) if recent else 0
+
+
+def _status(run: RunFolder, found: Mapping[str, Place]) -> Status:
+    records = read_log(run.jobs)
+    job = next(iter(jobs_of(run)[-1:]), "")
+    own = [record for record in records if record.get("job") == job]
+    began, ended = _newest(own, "began"), _newest(records, "ended")
+    place, stop = found.get(job), (run.root / STOP_NAME).exists()
+    steps, recent = _steps(run), _recent(run.metrics)
+    step = int(recent[-1]["step"]) if recent else 0
+    done = steps is not None and 0 < steps <= run.steps_done()
+    state, detail = _state(run, place, ended if ended in own else {}, stop, done)
+    step_s = _mean(recent, "time/step_s")
+    lives = state in _ALIVE
+    checkpoint = max(complete_steps(run.checkpoints), default=None)
+    failed = ended.get("code", 0) not in (0, COME_BACK_CODE)
+    return Status(
+        run=str(run.root),
+        state=state,
+        detail=detail,
+        job=job,
+        restarts=_restarts(began, place),
+        nodes=place.nodes if place and place.nodes else ",".join(began.get("nodes", [])),
+        since=place.start if place else _written(began.get("time")),
+        ends=place.end if place and place.runs else "",
+        step=step,
+        steps=steps,
+        loss=_number(recent[-1].get("train/loss")) if recent else None,
+        tokens_per_s=_speed(recent),
+        step_s=step_s,
+        eta_s=max(0, steps - step) * step_s if lives and steps is not None and step_s is not None else None,
+        checkpoint=checkpoint,
+        checkpoint_time=None
+        if checkpoint is None
+        else _time_of(run.checkpoints / name_of(checkpoint) / META),
+        skipped=len(read_log(run.skipped)),
+        replaced=len(read_log(run.replaced)),
+        bad_nodes=bad_hosts(run),
+        stop=stop,
+        done=done,
+        error=str(ended.get("cause", "")) if failed else "",
+    )
+
+
+def _state(
+    run: RunFolder, place: Place | None, ended: Mapping[str, Any], stop: bool, done: bool
+) -> tuple[str, str]:
+    """Of a run in one word, and why."""
+    cause = str(ended.get("cause", ""))
+    if place and (place.waits or place.runs):
+        return place.state, place.reason if place.waits else ""
+    if is_held(run):
+        return "RUNNING", ""
+    if done:
+        return "DONE", ""
+    if stop:
+        return "STOPPED", f"{STOP_NAME} is there"
+    if ended:
+        code = ended.get("code", 0)
+        return {0: "ENDED", COME_BACK_CODE: "SAVED"}.get(code, "FAILED"), cause
+    if place:
+        return place.state, place.reason
+    return "ENDED", "nobody said how" if run.state.is_file() else "it has not begun"
+
+
+def _newest(records: Sequence[dict[str, Any]], event: str) -> dict[str, Any]:
+    return next((record for record in reversed(records) if record.get("event") == event), {})
+
+
+def _restarts(began: Mapping[str, Any], place: Place | None) -> int:
+    """How often the job was queued again: one more than its last start says, where it waits for the next."""
+    return int(began.get("restart", 0)) + bool(began and place and place.waits)
+
+
+def _steps(run: RunFolder) -> int | None:
+    settings = settings_of(run)
+    try:
+        return load(settings).optimization.steps if settings else None
+    except InputError:
+        return None
+
+
+def _recent(metrics: Path) -> list[dict[str, Any]]:
+    """The last steps' records; the line that is being written is passed over."""
+    try:
+        with metrics.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read().splitlines(keepends=True)
+    except OSError:
+        return []
+    found = []
+    for line in lines[-_RECENT_STEPS - 1 :]:
+        try:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if line.endswith(b"\n"):
+            found.append(record)
+    return found[-_RECENT_STEPS:]
+
+
+def _mean(recent: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [value for record in recent if (value := _number(record.get(name))) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _speed(recent: Sequence[Mapping[str, Any]]) -> float | None:
+    """Tokens a second over these steps together."""
+    pairs = [
+        (_number(record.get("speed/tokens_per_s")), _number(record.get("time/step_s"))) for record in recent
+    ]
+    whole = [(speed, seconds) for speed, seconds in pairs if speed is not None and seconds is not None]
+    spent = sum(seconds for _, seconds in whole)
+    return sum(speed * seconds for speed, seconds in whole) / spent if spent else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number: the loss of a step that was skipped is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _time_of(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it was just taken away
+        return None
+
+
+def _written(when: Any) -> str:
+    """A time as Slurm writes it."""
+    return "" if when is None else time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(float(when)))

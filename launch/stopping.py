@@ -1,0 +1,128 @@
+"""Asking a run to save, or to stop for good, and waiting until it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.stop import SAVE_NAME, STOP_NAME
+from launch.squeue import Place, places
+from launch.status import LOCAL, is_held, jobs_of
+from shards.errors import InputError
+
+Ask = Literal["save", "stop", "now"]
+_CALL_S, _LOOK_S = 60.0, 2.0
+
+
+def ask(run: RunFolder, what: Ask) -> list[str]:
+    """Ask a run to `save` and go on, to `stop` for good after a save, or to end `now`; lines that say what was done.
+
+    Raises InputError where nothing trains that could save, and where the folder cannot be written.
+    """
+    known = places(jobs_of(run))
+    live = is_held(run) or any(place.runs for place in known.values())
+    if what == "save":
+        if not live:
+            raise InputError(f"{run.root}: nothing trains in it now, so there is nothing to save")
+        _touch(run.root / SAVE_NAME)
+        return ["asked to save after the step it is in, and to go on"]
+    _touch(run.root / STOP_NAME)
+    told = [f"wrote {run.root / STOP_NAME}"]
+    if what == "now":
+        told += _end(run, known)
+    elif live:
+        told.append("it saves after the step it is in, and stops for good")
+    else:
+        told.append("nothing trains in it now")
+    if what == "stop":
+        told += [_of_waiting(job, place) for job, place in known.items() if place.waits]
+    return [*told, f"to go on: ltx-launch resume {run.root}"]
+
+
+def wait(run: RunFolder, what: Ask, limit_s: float, say: Callable[[str], None]) -> None:
+    """Return when the run has done what was asked. Raises InputError when it has not in `limit_s` seconds.
+
+    `say` hears what is waited for.
+    """
+    deadline = time.monotonic() + limit_s
+    while reason := _why_not_yet(run, what):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{run.root}: after {limit_s / 60:.0f} minutes {reason}; see `ltx-launch logs {run.root}`"
+            )
+        say(reason)
+        time.sleep(_LOOK_S)
+
+
+def _why_not_yet(run: RunFolder, what: Ask) -> str:
+    if what == "save":
+        return "it has not saved yet" if (run.root / SAVE_NAME).exists() else ""
+    running = [job for job, place in places(jobs_of(run)).items() if place.runs]
+    if running:
+        return f"job {', '.join(running)} still runs"
+    return "a process still trains in it" if is_held(run) else ""
+
+
+def _of_waiting(job: str, place: Place) -> str:
+    why = f" ({place.reason})" if place.reason else ""
+    return f"job {job} waits in the queue{why}: it would only find STOP and end; `scancel {job}` takes it out"
+
+
+def _end(run: RunFolder, known: dict[str, Place]) -> list[str]:
+    """End the jobs of a run, waiting ones too, or its launcher on this machine."""
+    told = []
+    for job, place in known.items():
+        if place.runs or place.waits:
+            _scancel(job)
+            told.append(f"cancelled job {job}: what was trained since the last checkpoint is lost")
+    if not told and is_held(run):
+        told.append(_interrupt(run))
+    return told or ["nothing trains in it now"]
+
+
+def _scancel(job: str) -> None:
+    try:
+        done = subprocess.run(["scancel", job], capture_output=True, text=True, timeout=_CALL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"scancel {job}: {error}") from error
+    if done.returncode:
+        raise InputError(f"scancel {job}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+
+
+def _interrupt(run: RunFolder) -> str:
+    """End the launcher of this machine that trains in the folder, as Ctrl-C does."""
+    began = [
+        record
+        for record in read_log(run.jobs)
+        if record.get("event") == "began" and record.get("job") == LOCAL
+    ]
+    host, pid = (began[-1]["nodes"][0], int(began[-1]["pid"])) if began else ("", 0)
+    if not pid or host != socket.gethostname() or not _is_launcher(pid):
+        where = f" on {host}" if host else ""
+        return f"what trains in it was not started by ltx-launch on this machine; end it{where} yourself"
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)
+    return f"interrupted its launcher, process {pid}: it has 15 s to end"
+
+
+def _is_launcher(pid: int) -> bool:
+    """Whether a process is still one of ours: numbers are used again."""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return any(b"launch" in word for word in words)
+    return False
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
