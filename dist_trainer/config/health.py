@@ -16,10 +16,14 @@ class HealthConfig(Block):
     hang_minutes: float = Field(
         default=15.0,
         gt=0.0,
-        description="A run in which nothing moves for so long is ended, to be started again.",
+        description="A run in which no process moves for so long is ended, to be started again, with a line that says "
+        "who stands where. What waits for others at an agreed point has deepspeed.timeout_minutes: keep this below.",
     )
     silent_seconds: float = Field(
-        default=60.0, gt=0.0, description="A process that is not heard of for so long ends the run."
+        default=60.0,
+        gt=0.0,
+        description="A process (killed, frozen, its machine gone) that is not heard of for so long ends the run. "
+        "Keep it well below hang_minutes, and above the longest pause of your network.",
     )
     max_skipped_steps: int = Field(
         default=5,

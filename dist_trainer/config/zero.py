@@ -55,7 +55,10 @@ class DeepSpeedConfig(Block):
         default="none", description="Keep the weights in host memory (stage 3)."
     )
     timeout_minutes: float = Field(
-        default=30.0, gt=0.0, description="A process that waits longer than this for the others ends the run."
+        default=30.0,
+        gt=0.0,
+        description="A process that waits longer than this for the others, at the start, a save or the end, ends the "
+        "run. Above health.hang_minutes, so that a run that hangs elsewhere is explained first.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict,

@@ -1,0 +1,221 @@
+"""`ltx-launch slurm` on a real Slurm: a run that is disturbed in every way, one that is cancelled, a sweep, a short limit.
+
+All are queued at once, out of a copy of the code that is edited right after.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_trainer.rundir import RunFolder, append, read_log
+from shards.dataset.opened import Dataset
+from tests.support import forked
+from tests.support.audit import assert_same_run
+from tests.support.runs import ROOT, environment, tiny_config, write_config
+from tests.support.slurm import Cluster
+
+STEPS, INTERVAL, FEW = 60, 25, 6
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Launcher:
+    """`ltx-launch slurm` out of a copy of the code, which is edited once everything is queued."""
+
+    def __init__(self, slurm: Cluster, root: Path) -> None:
+        self.slurm, self.root = slurm, root
+        self._copy = root / "copy"
+        for package in ("shards", "dist_trainer", "launch"):
+            shutil.copytree(
+                ROOT / package, self._copy / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
+
+    def __call__(self, *words: str) -> str:
+        own = environment(PYTHONPATH=str(self._copy))
+        found = {name: value for name, value in own.items() if name != "PATH"}
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "slurm", *words],
+            cwd=self._copy,
+            env=self.slurm.environment(**found),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def edit(self) -> None:
+        """Make code of which nothing would come."""
+        for name in ("dist_trainer/train.py", "launch/job.py", "launch/supervisor.py"):
+            (self._copy / name).write_text("raise SystemExit('edited code is run')\n")
+
+
+class Run:
+    """One queued run."""
+
+    def __init__(self, slurm: Cluster, folder: Path, job: str) -> None:
+        self.slurm, self.folder, self.job = slurm, folder, job
+
+    def steps(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return path.read_text().count("\n") if path.is_file() else 0
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        return [one for one in read_log(RunFolder(self.folder).jobs) if one["event"] == event]
+
+    def until(self, starts: int, more_steps: int = 2) -> None:
+        """Wait until this start of the job has trained some steps."""
+        began = lambda: len(self.events("began")) >= starts  # noqa: E731
+        self.slurm.wait(self.job, *ENDED, until=began, limit=200)
+        assert began(), self.told()
+        before = self.steps()
+        trained = lambda: self.steps() >= before + more_steps  # noqa: E731
+        deadline = time.monotonic() + 120
+        while not trained():
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.02)
+
+    def ends(self) -> str:
+        return self.slurm.wait(self.job, *ENDED, limit=300)
+
+    def told(self) -> str:
+        """All that was printed."""
+        paths = [
+            *sorted((self.folder / "logs").rglob("*.out")),
+            *sorted((self.folder / "logs").rglob("*.log")),
+        ]
+        own = [*paths, RunFolder(self.folder).jobs]
+        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in own if path.is_file())
+
+    def kill(self, rank: int, *, supervisor: bool = False) -> None:
+        """SIGKILL the trainer of a task, or who stands over it."""
+        os.kill(self.slurm.ranks(self.job, rank)[0 if supervisor else 1], signal.SIGKILL)
+
+
+class Queued:
+    """Everything, queued at once. The disturbed run has `preempt` nodes 2 to 4, all others are on 1 and 2."""
+
+    def __init__(self, slurm: Cluster, root: Path, model: Path, data: Path) -> None:
+        launch = Launcher(slurm, root)
+        self.slurm, self.whole = slurm, root / "whole"
+
+        def config(name: str, steps: int) -> Path:
+            blocks = {
+                "optimization": {"steps": steps, "learning_rate": 1e-3},
+                "checkpoints": {"interval": INTERVAL},
+                "health": {"preflight": False},
+                "seed": 7,
+            }
+            return write_config(root / f"{name}.yaml", tiny_config(model, data, root / name, **blocks))
+
+        def queue(name: str, *words: str, steps: int = STEPS) -> list[Run]:
+            size = ("--gpus-per-node", "0", "--cpus-per-task", "1")
+            said = launch(str(config(name, steps)), *size, *words)
+            return [Run(slurm, Path(run), job) for job, run in re.findall(r"^job (\S+): (\S+)$", said, re.M)]
+
+        here = ("--exclude", "node[3-4]")
+        (self.disturbed,) = queue(
+            "disturbed", "--nodes", "2", "--time", "60", "--partition", "preempt", "--exclude", "node1"
+        )
+        self.sweep = queue(
+            "sweep",
+            "--nodes",
+            "2",
+            "--time",
+            "60",
+            "--sweep",
+            "optimization.learning_rate=1e-3,2e-3",
+            *here,
+            steps=FEW,
+        )
+        (self.cancelled,) = queue("cancelled", "--time", "60", *here)
+        (self.short,) = queue("short", "--time", "2", "--lead", "30", *here, steps=FEW)
+        launch.edit()
+        forked.train(2, config("whole", STEPS), root / "whole_logs")
+
+
+@pytest.fixture(scope="module")
+def queued(
+    slurm: Cluster, model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Queued:
+    return Queued(slurm, tmp_path_factory.mktemp("submitit"), model_folder, paired_dataset.root)
+
+
+def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_it(queued: Queued) -> None:
+    run, slurm = queued.disturbed, queued.slurm
+    run.until(1)
+    bad = run.events("began")[-1]["nodes"][0]
+    append(RunFolder(run.folder).bad_nodes, {"job": "1", "restart": 0, "host": bad, "cause": "test"})
+    slurm.call("scancel", "--signal=USR2", run.job)
+
+    run.until(2)
+    assert bad not in run.events("began")[-1]["nodes"]
+    slurm.call("scancel", "--signal=TERM", run.job)
+
+    run.until(3)
+    run.kill(1)
+
+    run.until(4)
+    run.kill(0, supervisor=True)
+
+    run.until(5)
+    nodes = ",".join(run.events("began")[-1]["nodes"])
+    other = slurm.submit(
+        "--exclusive",
+        f"--nodelist={nodes}",
+        "--partition=main",
+        "--output=/dev/null",
+        "--wrap=true",
+        cwd=run.folder,
+    )
+    assert run.ends() == "COMPLETED", run.told()
+    assert slurm.wait(other, *ENDED) == "COMPLETED"
+    told, termed, lost, left, evicted, done = run.events("ended")
+    assert (told["code"], termed["code"], evicted["code"], done["code"]) == (85, 85, 85, 0), run.told()
+    # Saved when asked: nothing is trained twice.
+    assert all(one["step"] == one["reached"] for one in (told, termed, evicted))
+    assert re.fullmatch(r"rank 1 \(node\d\): killed by SIGKILL", lost["cause"])
+    assert left["code"] == 137
+    assert_same_run(run.folder, queued.whole)
+
+
+def test_a_sweep_trains_a_run_for_each_value(queued: Queued) -> None:
+    names = [run.folder.name for run in queued.sweep]
+    assert names == ["learning_rate=1e-3", "learning_rate=2e-3"]
+    assert [run.job.partition("_")[2] for run in queued.sweep] == ["0", "1"]
+    for run in queued.sweep:
+        assert run.ends() == "COMPLETED", run.told()
+        assert run.steps() == FEW
+    first, second = (RunFolder(run.folder).config.read_text() for run in queued.sweep)
+    assert "learning_rate: 0.001" in first
+    assert "learning_rate: 0.002" in second
+
+
+def test_a_cancelled_job_stays_cancelled(queued: Queued) -> None:
+    run = queued.cancelled
+    run.until(1)
+    queued.slurm.call("scancel", run.job)
+    assert run.ends() == "CANCELLED"
+    time.sleep(1.0)
+    assert queued.slurm.state(run.job) == "CANCELLED"
+    assert not any(one["again"] for one in run.events("ended"))
+
+
+def test_a_run_comes_back_at_its_time_limit(queued: Queued) -> None:
+    """Two minutes: less than a run wants that does not know yet how long it saves."""
+    run = queued.short
+    assert run.ends() == "COMPLETED", run.told()
+    assert [one["code"] for one in run.events("ended")] == [85, 0]
+    assert run.steps() == FEW
