@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from torch.distributed import Store
@@ -11,12 +11,12 @@ from torch.distributed import Store
 _ROUNDS = 3
 
 
-def answer(store: Store, ranks: Sequence[int], limit: float) -> None:
+def answer(store: Store, ranks: Sequence[int], limit: float, now: Callable[[], float] = time.time) -> None:
     """Rank 0's part: tell each of `ranks` the time as soon as it asks. Raises torch's error past `limit` seconds."""
     for turn in range(_ROUNDS):
         for rank in ranks:
             store.wait([f"{turn}/ask/{rank}"], timedelta(seconds=limit))
-            store.set(f"{turn}/told/{rank}", repr(time.time()))
+            store.set(f"{turn}/told/{rank}", repr(now()))
 
 
 def ask(store: Store, rank: int, limit: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from shards.errors import InputError
 
 _FOLDER = ".preflight"
 _BYTES = 8 << 20
+_OLD_S = 3600.0  # of what another launch may still use
 
 
 def try_writing(run: Path, token: str, rank: int) -> dict[str, Any]:
@@ -50,9 +51,11 @@ def unseen(run: Path, token: str, ranks: Sequence[int], limit: float) -> list[in
 
 
 def clear(run: Path, token: str, existed: bool) -> None:
-    """Take away what the trial wrote, and the folder with it where it did not exist before."""
-    shutil.rmtree(run / _FOLDER / token, ignore_errors=True)
+    """Take away what the trial wrote, what killed ones left, and the run's folder where it did not exist before."""
     with suppress(OSError):
+        for place in (run / _FOLDER).iterdir():
+            if place.name == token or time.time() - place.stat().st_mtime > _OLD_S:
+                shutil.rmtree(place, ignore_errors=True)
         (run / _FOLDER).rmdir()
         if not existed:
             run.rmdir()

@@ -75,9 +75,9 @@ def alone(config: RunConfig, gathering: Gathering, limit: float = LIMIT_S, recor
                 }
             if world.is_main:
                 own |= {"room": lambda: room.room(config)}
-            _report(trial, gathering, within(limit, own))
+            _report(trial, gathering, within(limit, own), limit)
             _settle(trial, gathering, _judged_alone(trial) if world.is_main else [])
-            _report(trial, gathering, _meet_others(trial, gathering, token) if leads else {})
+            _report(trial, gathering, _meet_others(trial, gathering, token) if leads else {}, _SHARED_S)
             _settle(
                 trial, gathering, host_judge.together(hosts, trial.reports, root) if world.is_main else []
             )
@@ -100,7 +100,7 @@ def together(trial: Trial, gathering: Gathering) -> dict[str, str]:
             found = within(trial.limit, tried)["network"]
             if found.fault:
                 found = Outcome(fault=f"{doing[0]}: {found.fault}", user=found.user, late=found.late)
-            _report(trial, gathering, {"network": found})
+            _report(trial, gathering, {"network": found}, trial.limit)
             _settle(trial, gathering, network_judge.network(hosts, trial.reports) if world.is_main else [])
     if not world.is_main:
         return {}
@@ -128,10 +128,10 @@ def _meet_others(trial: Trial, gathering: Gathering, token: str) -> dict[str, Ou
     return within(_SHARED_S + _GRACE_S, tried)
 
 
-def _report(trial: Trial, gathering: Gathering, outcomes: dict[str, Outcome]) -> None:
-    """Bring this rank's outcomes to rank 0. Raises MissingRanks for a rank that brings none."""
+def _report(trial: Trial, gathering: Gathering, outcomes: dict[str, Outcome], limit: float) -> None:
+    """Bring this rank's outcomes to rank 0. Raises MissingRanks for a rank that brings none much after `limit`."""
     own = json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()})
-    for rank, text in enumerate(gathering.collect("preflight", own, trial.limit + _SHARED_S + 2 * _GRACE_S)):
+    for rank, text in enumerate(gathering.collect("preflight", own, limit + 2 * _GRACE_S)):
         trial.reports[rank] |= {name: Outcome(**outcome) for name, outcome in json.loads(text).items()}
 
 
@@ -169,7 +169,7 @@ def _record(trial: Trial, gathering: Gathering, findings: Sequence[Finding]) -> 
     place = {
         "time": time.time(),
         "job": os.environ.get("SLURM_JOB_ID", "local"),
-        "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
     for finding in findings:
         entry = place | {"host": finding.host, "cause": finding.text}
