@@ -201,6 +201,22 @@ class Cluster:
         self._end_node(name)
         self.call("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
+    @contextmanager
+    def hidden(self, name: str, folder: Path) -> Iterator[None]:
+        """On a node, and on no other, `folder` is empty inside the block."""
+        child = (
+            Path(f"/proc/{self._inits[name].pid}/task/{self._inits[name].pid}/children")
+            .read_text()
+            .split()[0]
+        )
+        enter = ("nsenter", f"--target={child}", "--mount")
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True, timeout=_CALL_S)
+        try:
+            yield
+        finally:
+            # Lazily: a process that is ending may still be in it.
+            subprocess.run([*enter, "umount", "--lazy", str(folder)], check=True, timeout=_CALL_S)
+
     def start_node(self, name: str) -> None:
         """Start a node's daemon, in namespaces of its own."""
         (self.root / "spool" / name).mkdir(parents=True, exist_ok=True)
