@@ -45,6 +45,9 @@ def fail(error: Exception, world: World, gathering: Gathering | None, watch: Wat
         here = "" if isinstance(error, _FORESEEN) else f" (here: {_brief(error)})"
         _tell(f"rank {world.rank} ends: rank {first} failed or is gone{here}")
     gathering.linger(mine, lingers_s)
+    if watch and not mine and _may_be_felt(error):
+        # The one that speaks looks first who is gone.
+        watch.give_time()
     return code
 
 
@@ -69,6 +72,7 @@ def _tell_of_rank_0(error: Exception, world: World, watch: Watch | None) -> None
         if watch.claim(cause):
             _tell(f"error: {cause}")
             watch.write_stacks(f"{cause}\n{_traced(error)}")
+            watch.give_time()
             return
     _tell(f"rank {world.rank} ends: rank 0 failed or is gone{here}")
 

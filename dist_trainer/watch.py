@@ -8,6 +8,7 @@ only looks at clocks and at what was heard, judges.
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import json
 import os
 import threading
@@ -15,31 +16,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as torch_dist
 
 from dist_trainer import progress
+from dist_trainer.beat import Beat, heard, places
 from dist_trainer.dist import FAILED, PREFIX, Gathering
 from dist_trainer.standing import standing, write_stacks
 from dist_trainer.stillness import Stillness
 
 _LONGEST_INTERVAL_S = 2.0
-_AFTER_FAILURE_S = 10.0  # in which a rank ends by itself when another has failed
+_AFTER_FAILURE_S = 15.0  # in which a rank ends by itself when another has failed
 _IO_S = 5.0  # for a line, a file, an answer of the store, while ending
 _VERDICT = "verdict"
-
-
-class Beat(NamedTuple):
-    """What a rank tells of itself: how often it has told, its signs of life, marks, place, where it stands, if it
-    stands in a wait for others."""
-
-    told: int = 0
-    moves: int = 0
-    marks: int = 0
-    place: str = ""
-    where: str = ""
-    waits: bool = False
 
 
 class Watch:
@@ -119,28 +109,39 @@ class Watch:
         """Ranks whose hearts stopped, in words, after a look of some beats; for the main thread, when it fails."""
         if self._world.size == 1 or not self._threads:
             return ""
-        keys = [f"beat/{rank}" for rank in range(self._world.size)]
-        store = self._gathering.store(PREFIX)
-        if not store.check(keys):
+        try:
+            silent = self._without_beats(self._gathering.store(PREFIX))
+            named = self._gathering.describe(list(silent))
+        except RuntimeError:
             return ""
+        are = "is" if len(silent) == 1 else "are"
+        return f"{named} {are} gone, last heard of in {places(silent)}" if silent else ""
+
+    def _without_beats(self, store: torch_dist.Store) -> dict[int, Beat]:
+        """The other ranks whose hearts do not beat for some intervals, with their last beat."""
+        keys = [f"beat/{rank}" for rank in range(self._world.size)]
+        if not store.check(keys):
+            return {}
         first: list[bytes] = store.multi_get(keys)
         waiting = [rank for rank in range(self._world.size) if rank != self._world.rank]
         until = time.monotonic() + 3 * self.interval
-        last = first
         while waiting and time.monotonic() < until:
             time.sleep(min(0.2, self.interval))
-            last = store.multi_get(keys)
-            waiting = [rank for rank in waiting if last[rank] == first[rank]]
-        if not waiting:
-            return ""
-        beats = {rank: _heard(last[rank]) for rank in waiting}
-        return f"{self._gathering.describe(waiting)} {_are(waiting)} gone, last heard of in {_places(beats)}"
+            now = store.multi_get(keys)
+            waiting = [rank for rank in waiting if now[rank] == first[rank]]
+        return {rank: heard(first[rank]) for rank in waiting}
 
     def pronounce(self, cause: str, error: str) -> None:
         """Let every rank write its stacks and end; for the main thread, whose `error` shows that a rank is gone."""
-        self._gathering.store(PREFIX).set(_VERDICT, cause)
+        with suppress(RuntimeError):
+            self._gathering.store(PREFIX).set(_VERDICT, cause)
         self.claim(cause)
         self.write_stacks(f"{cause}\n{error}")
+        self.give_time()
+
+    def give_time(self) -> None:
+        """Let the other ranks find out and write their stacks: a launcher ends everybody with the first."""
+        time.sleep(3 * self.interval if self._world.size > 1 else 0.0)
 
     def write_stacks(self, cause: str) -> None:
         """Write where all threads of this process stand to its file, or to its log where that takes too long."""
@@ -150,7 +151,9 @@ class Watch:
 
     def lost_main(self) -> str:
         """That rank 0 is gone, in words."""
-        last = _places({0: self._beats[0]}) if 0 in self._beats else "the start"
+        if self._world.is_main:
+            return f"{self._named([0])} gets no answer from its launcher's store"
+        last = places({0: self._beats[0]}) if 0 in self._beats else "the start"
         return f"{self._named([0])} is gone, its store no longer answers; last heard of in {last}"
 
     @property
@@ -169,16 +172,16 @@ class Watch:
             # A client of its own: those of one client wait for each other.
             store = self._gathering.twin()
             complete = False
-            while not self._talked.is_set():
-                self._own = self._own._replace(told=self._own.told + 1)
-                store.set(f"beat/{self._world.rank}", json.dumps(self._own))
-                if self._world.is_main and self._own.told == 1:
+            for told in itertools.count():
+                if self._talked.is_set():
+                    return
+                store.set(f"beat/{self._world.rank}", json.dumps(self._own._replace(told=told)))
+                if self._world.is_main and not told:
                     store.set(_VERDICT, "")
                 complete = complete or store.check([f"beat/{rank}" for rank in self._watched] + [_VERDICT])
                 if complete:
                     self._listen(store)
                 self._talked.wait(self.interval)
-            return
         self._lost = not self._talked.is_set()
 
     @property
@@ -187,15 +190,14 @@ class Watch:
 
     def _listen(self, store: torch_dist.Store) -> None:
         if not self._hosts:
-            hosts = store.multi_get([f"host/{rank}" for rank in (0, *self._watched)])
-            self._hosts = {
-                rank: host.decode() for rank, host in zip((0, *self._watched), hosts, strict=False)
-            }
+            ranks = sorted({0, *self._watched})
+            hosts = store.multi_get([f"host/{rank}" for rank in ranks])
+            self._hosts = {rank: host.decode() for rank, host in zip(ranks, hosts, strict=True)}
         *beats, verdict = store.multi_get([f"beat/{rank}" for rank in self._watched] + [_VERDICT])
         self._verdict = verdict.decode()
         if self._failed is None and store.check([FAILED]):
             self._failed = int(store.get(FAILED).split()[0])
-        self._beats = {rank: _heard(text) for rank, text in zip(self._watched, beats, strict=True)}
+        self._beats = {rank: heard(text) for rank, text in zip(self._watched, beats, strict=True)}
 
     # The thread that judges.
 
@@ -249,7 +251,7 @@ class Watch:
         has = "has" if len(ranks) == 1 else "have"
         return (
             f"{self._named(ranks)} {has} not been heard of for {self._silent_s:g} s (dead, frozen or cut off), "
-            f"last in {_places(beats)}; stacks of the others: {self._stacks}"
+            f"last in {places(beats)}; stacks of the others: {self._stacks}"
         )
 
     def _hang(self) -> tuple[str, list[int]]:
@@ -261,8 +263,8 @@ class Watch:
         whole = len(ranks) == self._world.size > 1
         who = f"all {len(ranks)} ranks" if whole else self._named(ranks)
         stand = "stands" if len(ranks) == 1 else "stand"
-        places = _places({rank: beats[rank] for rank in ranks})
-        return f"{who} {stand} still for {self._hang_s:g} s in {places}; stacks: {self._stacks}", ranks
+        where = places({rank: beats[rank] for rank in ranks})
+        return f"{who} {stand} still for {self._hang_s:g} s in {where}; stacks: {self._stacks}", ranks
 
     def _hurry(self) -> None:
         """A failure is told already; see that this process ends too."""
@@ -271,7 +273,7 @@ class Watch:
             return
         known = self._failed is not None and self._main_ends_s is None
         why = f"rank {self._failed} failed" if known else "it could not end by itself"
-        self._end(f"rank {self._world.rank} ends: {why}", f"; stood in {_places({0: self._own})}")
+        self._end(f"rank {self._world.rank} ends: {why}", f"; stood in {places({0: self._own})}")
 
     def _speak(self, cause: str, ranks: Sequence[int]) -> None:
         """End the run for a cause, unless a rank is already explaining another."""
@@ -294,8 +296,9 @@ class Watch:
         self.write_stacks(verdict or self._verdict or line)
         if self._world.size > 1 and not self._lost and 0 not in without:
             within(3 * self.interval + _IO_S, lambda: self._take_leave(verdict, without))
-        if self._world.size > 1:
-            time.sleep((4 if self._world.is_main else 3) * self.interval)
+        self.give_time()
+        if self._world.is_main:
+            time.sleep(self.interval)
         os._exit(1)
 
     def _take_leave(self, verdict: str, without: Sequence[int]) -> None:
@@ -326,18 +329,3 @@ def within(seconds: float, act: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     return found[0] if found else None
-
-
-def _heard(text: bytes) -> Beat:
-    return Beat(*json.loads(text))
-
-
-def _are(ranks: Sequence[int]) -> str:
-    return "is" if len(ranks) == 1 else "are"
-
-
-def _places(beats: dict[int, Beat]) -> str:
-    """Where ranks are in their work and in the code, each place once."""
-    places = dict.fromkeys(f"{beat.place}: {beat.where}" for beat in beats.values())
-    shown = "; ".join(list(places)[:3])
-    return shown + (f"; and {len(places) - 3} more places" if len(places) > 3 else "")
