@@ -50,7 +50,7 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     if "SLURM_JOB_ID" in environ:
         now = place(job)
         if now.restarts > restart:
-            return Verdict(True, "Slurm has queued it again", queued=True, exclude=exclude)
+            return Verdict(True, "Slurm itself has queued it again", queued=True, exclude=exclude)
         if not now.ours:
             return Verdict(False, "the job is being cancelled; submit again to go on")
     step = _newest_step(folder)

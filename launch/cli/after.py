@@ -65,7 +65,7 @@ def after_ranks(run: Annotated[Path, typer.Argument()], code: Annotated[int, typ
     ended(run, end.code, end.cause, verdict, os.environ)
     if end.code:
         print(f"job {job}, start {restart + 1}, ended with code {end.code}: {end.cause}")
-        print(f"{'queued again' if verdict.again else 'error: not queued again'}: {verdict.why}", flush=True)
+        print(verdict.why if verdict.again else f"error: not queued again: {verdict.why}", flush=True)
     if verdict.queued:
         keep_away(job, verdict.exclude)
     elif verdict.again:

@@ -94,18 +94,19 @@ class Run:
         """Wait, not for ever."""
         deadline = time.monotonic() + LIMIT_S
         while not there():
-            assert time.monotonic() < deadline, f"{self.printed}\n{self.ranks()}"
+            assert time.monotonic() < deadline, f"{self.printed}\n{self.logs()}"
             self.slurm.start_requeued()
             time.sleep(0.1)
 
     def ends(self, job: str, state: str = "COMPLETED") -> None:
         """Wait for a job's end."""
-        assert self.slurm.wait(job, *ENDED, limit=LIMIT_S) == state, f"{self.printed}\n{self.ranks()}"
+        assert self.slurm.wait(job, *ENDED, limit=LIMIT_S) == state, f"{self.printed}\n{self.logs()}"
 
-    def ranks(self) -> str:
-        """The ends of what ranks printed."""
-        logs = sorted((self.folder / "logs").rglob("*.log"))
-        return "\n".join("\n".join((f"--- {log.name}", *log.read_text().splitlines()[-15:])) for log in logs)
+    def logs(self) -> str:
+        """What all ranks printed."""
+        return "".join(
+            f"--- {path.name}\n{path.read_text()}" for path in sorted((self.folder / "logs").rglob("*.log"))
+        )
 
 
 class Stories:
@@ -149,7 +150,8 @@ class Stories:
 
     def evicted(self) -> Run:
         run = self.run("evicted", "lora")
-        job = run.submit("--partition=preempt", "--exclude=node3,node4", gpus=4)
+        # As where Slurm is not set up to send a signal of the job's own.
+        job = run.submit("--partition=preempt", "--exclude=node3,node4", "--signal=TERM@60", gpus=4)
         run.until(INTERVAL + 2)
         other = self.slurm.submit(
             "--nodelist=node2", "--gpus-per-node=6", "--output=/dev/null", "--wrap=true", cwd=ROOT
@@ -166,10 +168,10 @@ class Stories:
             health={"preflight": False, "max_restarts": 1},
             checkpoints={"interval": None},
         )
-        job = run.submit("--exclude=node3,node4")
+        job = run.submit("--exclude=node3,node4", nodes=1)
         for start in (1, 2):
             run.until(2, start)
-            self.slurm.kill_rank(job, 1)
+            self.slurm.kill_rank(job, 0)
         run.ends(job, "FAILED")
         return run
 
@@ -262,7 +264,7 @@ def test_a_killed_rank_is_named_and_the_job_goes_on(stories: Callable[[str], Run
     assert [again for _, again in run.ended()] == [True, True, False]
     host = nodes(run)[1][1]
     assert f"rank 1 ({host}): Killed" in run.printed
-    assert "queued again: crash 1 without a new checkpoint since step" in run.printed
+    assert "crash 1 without a new checkpoint since step" in run.printed
     assert_same_run(run.folder, whole(run))
 
 
@@ -275,6 +277,7 @@ def test_a_job_queued_behind_a_run_that_is_done_ends_at_once(stories: Callable[[
 def test_an_evicted_job_saves_first_and_comes_back(stories: Callable[[str], Run]) -> None:
     run = stories("evicted")
     assert run.ended() == [(85, True), (0, False)]
+    assert "SIGTERM came" in run.logs()
     assert run.jobs[1]["step"] == run.jobs[1]["reached"]
     assert_same_run(run.folder, whole(run))
 
@@ -283,7 +286,7 @@ def test_a_crash_that_repeats_ends_the_chain_with_one_line(stories: Callable[[st
     run = stories("crashes_again")
     assert [again for _, again in run.ended()] == [True, False]
     cause, verdict = run.printed.splitlines()[-2:]
-    assert "ended with code 137: rank 1 (node" in cause
+    assert cause.endswith(f"ended with code 137: rank 0 ({nodes(run)[1][0]}): Killed")
     why = "crashed 2 times without a first checkpoint (health.max_restarts: 1); correct the cause, then submit again"
     assert verdict == f"error: not queued again: {why}"
     assert "Traceback" not in run.printed
@@ -304,7 +307,7 @@ def test_a_cancelled_job_stays_so_and_another_goes_on_from_what_was_saved(
     assert [record["ranks"] for record in began] == [2, 1, 4]
     assert len({record["job"] for record in began}) == 3
     saved = min(int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step_*"))
-    assert f"resuming after step {saved}" in run.ranks()
+    assert f"resuming after step {saved}\n" in run.logs()
     assert_nothing_lost(run.folder, whole(run))
 
 
@@ -316,7 +319,7 @@ def test_jobs_end_at_once_while_a_run_is_stopped(stories: Callable[[str], Run]) 
 
 def test_two_jobs_share_nodes(stories: Callable[[str], Run]) -> None:
     one, other = (stories(name).jobs for name in ("evicted", "crashes_again"))
-    assert set(one[0]["nodes"]) == set(other[0]["nodes"]) == {"node1", "node2"}
+    assert set(one[0]["nodes"]) & set(other[0]["nodes"])
     assert max(one[0]["time"], other[0]["time"]) < min(one[1]["time"], other[1]["time"]), "at the same time"
 
 
