@@ -16,3 +16,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(reason)
     with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once, at the end, how many tests had no cluster, and what to do about it."""
+    reports = terminalreporter.stats.get("skipped", ())
+    skipped = [report for report in reports if report.nodeid.startswith("tests/slurm/")]
+    if skipped and (reason := missing()):
+        line = f"{len(skipped)} tests on a real Slurm were skipped: {reason}"
+        terminalreporter.write_line(f"{line}; then: make test-slurm", yellow=True, bold=True)

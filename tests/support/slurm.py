@@ -87,7 +87,7 @@ def missing() -> str:
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {PACKAGES}"
     if os.geteuid() != 0:
-        return "a cluster on one machine needs root: sudo make test-slurm"
+        return "a cluster on one machine needs root"
     if subprocess.run(["unshare", "--uts", "--mount", "--pid", "--fork", "true"], check=False).returncode:
         return "this machine does not let nodes have namespaces of their own (unshare)"
     try:
