@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,8 @@ from typing import Any, TextIO
 
 from shards.atomic import replacing
 from shards.errors import InputError
+
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class RunFolder:
             ) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock)
             except BlockingIOError:
                 raise InputError(
                     f"output_dir: {self.root}: another launch is training in this folder; stop it first, "
@@ -187,6 +190,19 @@ class RunFolder:
                 f"{self.root}: this folder holds a run started with other settings ({'; '.join(differing)}). "
                 "Give the same settings to resume it, or another output_dir to start anew"
             )
+
+
+def _lock(file: TextIO) -> None:
+    """Take a file's lock; one who only looks whether it is taken (`ltx-launch status`) has it for a moment."""
+    for left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return
 
 
 class LineLog:

@@ -18,6 +18,7 @@ from dist_trainer.stop import COME_BACK_CODE
 from launch.after import Verdict, ended
 from launch.cause import ending, mark
 from launch.logs import Tail
+from launch.status import is_held
 from shards.errors import InputError
 
 _GRACE_S = 15.0
@@ -29,8 +30,14 @@ _PR_SET_PDEATHSIG = 1
 def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFolder) -> int:
     """Run `local` for the run in `folder`: what each rank prints goes to a log of its own there, and is shown here too.
 
-    The start and the end are noted in the run's log of jobs. Raises InputError where the folder cannot be written.
+    The start and the end are noted in the run's log of jobs. Raises InputError where the folder cannot be written,
+    or another launch trains in it.
     """
+    if is_held(folder):
+        raise InputError(
+            f"output_dir: {folder.root}: another launch is training in this folder; stop it first, or choose "
+            "another folder"
+        )
     restart = sum(
         record.get("event") == "began" and record.get("job") == _JOB for record in read_log(folder.jobs)
     )
@@ -143,7 +150,7 @@ def _show(tails: list[Tail], rest: bool = False) -> None:
     """Print what came to the ranks' logs since; with `rest`, also what has no end of line."""
     with suppress(OSError):  # a terminal that is gone ends no training
         for tail in tails:
-            print(tail.read(rest), end="")
+            sys.stdout.buffer.write(tail.read(rest).encode())
         sys.stdout.flush()
 
 

@@ -58,7 +58,7 @@ def _rows(status: Status) -> list[tuple[str, str]]:
         ("state", status.state + (f" ({status.detail})" if status.detail else "")),
         ("job", _job(status)),
         ("nodes", status.nodes),
-        ("since", status.since.replace("T", " ")),
+        ("expected" if status.state == "PENDING" else "since", status.since.replace("T", " ")),
         ("job ends", status.ends.replace("T", " ")),
         ("step", _step(status)),
         ("loss", _figure(status.loss, ".4f") if status.loss is not None else ""),

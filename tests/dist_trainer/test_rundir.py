@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,12 @@ def test_a_folder_is_held_by_one_launch_at_a_time(tmp_path: Path) -> None:
         pass
     with folder.hold():
         pass
+
+
+def test_who_looks_for_a_moment_whether_a_folder_is_held_ends_no_launch(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    looking = (tmp_path / ".lock").open("w")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.3, looking.close).start()
+    with folder.hold():
+        assert looking.closed
