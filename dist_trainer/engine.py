@@ -129,8 +129,9 @@ class Engine:
             return float(self._engine.get_global_grad_norm())
         norm = self._plain_norm()
         if not math.isfinite(norm):
+            # To DeepSpeed it is then a micro-step, after which there is no update.
+            self._engine.set_gradient_accumulation_boundary(False)
             self._engine.zero_grad()
-        # A torch optimizer passes over parameters without a gradient.
         self._engine.step()
         return norm
 
