@@ -23,10 +23,7 @@ def code() -> dict[str, bytes]:
     """The files of the packages by path, as they are now."""
     files: dict[str, bytes] = {}
     for package in PACKAGES:
-        found = find_spec(package)
-        assert found is not None, f"{package} is not installed"
-        assert found.submodule_search_locations, f"{package} is no folder"
-        root = Path(found.submodule_search_locations[0])
+        root = _root(package)
         for path in sorted(root.rglob("*")):
             inside = path.relative_to(root)
             if path.is_file() and "__pycache__" not in inside.parts:
@@ -77,3 +74,10 @@ def _move(folder: Path, final: Path) -> None:
     except OSError:
         if not final.is_dir():
             raise
+
+
+def _root(package: str) -> Path:
+    found = find_spec(package)
+    assert found is not None, f"{package} is not installed"
+    assert found.submodule_search_locations, f"{package} is no folder"
+    return Path(found.submodule_search_locations[0])
