@@ -95,8 +95,8 @@ def runs_of(folder: Path) -> list[Path]:
 
 def one_run(folder: Path) -> RunFolder:
     """The run in `folder`. Raises InputError where there is none."""
-    if runs_of(folder) != [folder]:
-        raise InputError(f"{folder}: holds several runs; give one of them")
+    if not is_run(folder):
+        raise InputError(f"{folder}: is no run; give one, as {runs_of(folder)[0]}")
     return RunFolder(folder.absolute())
 
 

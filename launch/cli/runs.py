@@ -56,8 +56,11 @@ def logs_command(
     folder = one_run(run)
     if only_errors:
         log_of(folder, 0, job)
-        for line in list(errors(folder, job))[-lines:]:
+        found = list(errors(folder, job))
+        for line in found[-lines:]:
             print(line)
+        if not found:
+            print("no rank has told of an error", file=sys.stderr)
     elif following:
         try:
             follow(folder, rank, job, lines, lambda text: print(text, end="", flush=True))
