@@ -15,7 +15,7 @@ from dist_trainer.config.health import HealthConfig
 from dist_trainer.kept import complete_steps
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
-from launch.requeue import place
+from launch.requeue import place, queued_as
 from shards.errors import InputError
 
 _MOST_STARTS = 10  # without a new checkpoint, whatever ended them
@@ -48,7 +48,7 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     folder, (job, restart) = RunFolder(run), start_of(environ)
     exclude = bad_hosts(folder)
     if "SLURM_JOB_ID" in environ:
-        now = place(job)
+        now = place(queued_as(environ))
         if now.restarts > restart:
             return Verdict(True, "Slurm itself has queued it again", queued=True, exclude=exclude)
         if not now.ours:

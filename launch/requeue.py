@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from shards.errors import InputError
@@ -30,6 +30,13 @@ class Place:
         user has cancelled.
         """
         return self.state == "RUNNING" or (self.state == "COMPLETING" and self.reason == "TimeLimit")
+
+
+def queued_as(environ: Mapping[str, str]) -> str:
+    """What Slurm's commands call the job of this process; 12_3 in an array, whose last task has the array's own number."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
 
 
 def place(job: str) -> Place:

@@ -26,7 +26,7 @@ from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
 from launch.after import Verdict, after, ended, start_of
 from launch.cause import Ending, ending, mark_log
 from launch.local import end_with_parent
-from launch.requeue import keep_away
+from launch.requeue import keep_away, queued_as
 from launch.snapshot import CONFIG_NAME
 from shards.errors import InputError
 
@@ -72,7 +72,7 @@ def supervise(run: RunFolder, snapshot: Path) -> None:
             if not verdict.queued:
                 assert callable(queue_again), "submitit has set a handler"
                 _come_back(task, queue_again)
-            keep_away(os.environ["SLURM_JOB_ID"], verdict.exclude)
+            keep_away(queued_as(os.environ), verdict.exclude)
         except InputError as error:
             print(f"error: {error}", flush=True)
         else:
@@ -203,7 +203,7 @@ def _environment(snapshot: Path, first: bool) -> dict[str, str]:
 
 def _ends_at() -> str:
     """When Slurm will end the job, in seconds since 1970; empty where it will not, or does not say."""
-    command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%e"]
+    command = ["squeue", "--noheader", f"--jobs={queued_as(os.environ)}", "--format=%e"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False).stdout
         return str(int(datetime.fromisoformat(said.strip()).timestamp()))

@@ -15,7 +15,7 @@ from dist_trainer.rundir import RunFolder, append
 from dist_trainer.stop import STOP_NAME
 from launch.after import Verdict, after, ended, start_of
 from launch.cause import ending, mark
-from launch.requeue import keep_away, names, requeue
+from launch.requeue import keep_away, names, queued_as, requeue
 from shards.errors import InputError
 
 app = typer.Typer()
@@ -67,7 +67,7 @@ def after_ranks(run: Annotated[Path, typer.Argument()], code: Annotated[int, typ
         print(f"job {job}, start {restart + 1}, ended with code {end.code}: {end.cause}")
         print(verdict.why if verdict.again else f"error: not queued again: {verdict.why}", flush=True)
     if verdict.queued:
-        keep_away(job, verdict.exclude)
+        keep_away(queued_as(os.environ), verdict.exclude)
     elif verdict.again:
-        requeue(job, verdict.exclude)
+        requeue(queued_as(os.environ), verdict.exclude)
     raise typer.Exit(end.code)

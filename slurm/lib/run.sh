@@ -12,13 +12,14 @@ train() {
     run=$("${PYTHON[@]}" -m launch job-began "$@")
     [ -n "$run" ] || return 0
 
-    local hosts ends
+    # In an array the number of the last task is that of the whole array.
+    local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} hosts ends
     hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR=${hosts%%$'\n'*}
     # A port of the job's own, so that two jobs on one node do not meet, and below those that the system hands out.
     export MASTER_PORT=$((16000 + SLURM_JOB_ID % 16000))
     # When Slurm will end the job: the run saves before that, also where no signal comes.
-    ends=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e || true)
+    ends=$(squeue --noheader --jobs="${job:-$SLURM_JOB_ID}" --format=%e || true)
     LTX_JOB_ENDS_AT=$(date --date="$ends" +%s 2>/dev/null || true)
     export LTX_JOB_ENDS_AT
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST"

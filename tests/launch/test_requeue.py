@@ -62,6 +62,12 @@ def test_a_job_that_is_being_cancelled_is_told_from_one_whose_time_is_over(
     assert place.restarts == 3
 
 
+def test_a_task_of_an_array_is_not_taken_for_the_whole_array() -> None:
+    array = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    assert requeue.queued_as(array) == "12_3"
+    assert requeue.queued_as({"SLURM_JOB_ID": "13"}) == "13"
+
+
 def test_a_job_is_queued_again_first_and_then_keeps_away(slurm: Path) -> None:
     requeue.requeue("7", ["node4", "node2"])
     assert changes(slurm) == ["requeue 7", "update JobId=7 ExcNodeList=node2,node4"]
