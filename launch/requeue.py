@@ -33,7 +33,7 @@ class Place:
 
 
 def queued_as(environ: Mapping[str, str]) -> str:
-    """What Slurm's commands call the job of this process; 12_3 in an array, whose last task has the array's own number."""
+    """The name of this process's job in Slurm's commands; 12_3 in an array, whose last task has the array's number."""
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ["SLURM_JOB_ID"]
