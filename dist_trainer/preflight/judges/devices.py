@@ -24,22 +24,27 @@ def devices(hosts: Sequence[str], reports: Reports) -> list[Finding]:
     alive = {
         rank: report["device"].value for rank, report in enumerate(reports) if not report["device"].fault
     }
-    kinds = {hosts[rank]: value["kind"] for rank, value in reversed(alive.items())}
+    kinds = {hosts[rank]: value["kind"] for rank, value in alive.items()}
     found += odd(kinds, "computes on", "are its GPUs and driver there?")
     found += _sharing(hosts, alive)
-    models = {hosts[rank]: f"{value['name']}" for rank, value in reversed(alive.items())}
-    found += [
-        Finding("warning", one.text) for one in odd(models, "device", "the slowest sets everybody's pace")
-    ]
-    usual = median([value["speed"] for value in alive.values()] or [0.0])
-    for rank, value in alive.items():
+    gpus = {rank: value for rank, value in alive.items() if value["kind"] == "cuda"}
+    return found + _warnings(hosts, gpus) if gpus else found
+
+
+def _warnings(hosts: Sequence[str], gpus: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+    """GPUs that are not as the others."""
+    models = {hosts[rank]: value["name"] for rank, value in gpus.items()}
+    advice = "the slowest sets everybody's pace"
+    found = [Finding("warning", one.text) for one in odd(models, "device", advice)]
+    usual = median([value["speed"] for value in gpus.values()])
+    for rank, value in gpus.items():
         if value["speed"] < _SLOW * usual:
             text = (
                 f"{hosts[rank]} (rank {rank}): its GPU computes at {value['speed'] / usual:.0%} of the median"
             )
             found.append(Finding("warning", f"{text}; is it hot, or used by another process?"))
-        used = value.get("memory", 0) - value.get("free", 0)
-        if used > _USED * value.get("memory", 0):
+        used = value["memory"] - value["free"]
+        if used > _USED * value["memory"]:
             text = f"{hosts[rank]} (rank {rank}): {size(used)} of its GPU's memory are in use; by another process?"
             found.append(Finding("warning", text))
     return found

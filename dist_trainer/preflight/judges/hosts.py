@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 
 from dist_trainer.preflight.code import DRIVER
 from dist_trainer.preflight.figures import size
@@ -52,10 +52,11 @@ def together(hosts: Sequence[str], reports: Reports, run: Path) -> list[Finding]
             Finding("node", f"{host}: output_dir: {run} is another folder than on {hosts[0]}; {_MOUNT}", host)
             for host in without
         ]
-    ahead = {host: value for host, value in values(hosts, reports, "clock").items() if value}
-    middle = median([0.0, *(offset for offset, _ in ahead.values())])
-    for host, (offset, unsure) in {hosts[0]: (0.0, 0.0), **ahead}.items():
-        if abs(offset - middle) - unsure > _SKEW_S:
+    told = {host: value for host, value in values(hosts, reports, "clock").items() if value}
+    ahead = {host: offset for host, (offset, unsure) in told.items() if unsure < _SKEW_S / 2}
+    middle = median_low([0.0, *ahead.values()])
+    for host, offset in {hosts[0]: 0.0, **ahead}.items():
+        if abs(offset - middle) > _SKEW_S:
             text = (
                 f"{host}: its clock is {offset - middle:+.1f} s off the others'; let ntpd or chronyd set it"
             )
