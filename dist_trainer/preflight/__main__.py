@@ -16,7 +16,7 @@ from dist_trainer.config import load
 from dist_trainer.dist import MissingRanks
 from dist_trainer.failure import BEFORE_START_S, fail
 from dist_trainer.preflight.report import show
-from dist_trainer.preflight.trial import LIMIT_S, alone, together
+from dist_trainer.preflight.trial import LIMIT_S, NETWORK_S, alone, together
 from dist_trainer.world import discover, presumed
 from shards.errors import InputError
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file"
     )
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds that each part may take")
+    parser.add_argument("--limit", type=float, help="seconds that each part may take")
     parsed = parser.parse_args(arguments)
     world, gathering = presumed(os.environ), None
     try:
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gathering = dist.connect(world, BEFORE_START_S)
             raise
         gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
-        trial = alone(config, gathering, parsed.limit, recording=False)
+        trial = alone(config, gathering, parsed.limit or LIMIT_S, recording=False)
         dist.start(gathering)
-        figures = together(trial, gathering)
+        figures = together(trial, gathering, parsed.limit or NETWORK_S)
         if world.is_main:
             show(figures, trial.warnings, Console())
         gathering.close()

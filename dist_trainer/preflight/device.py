@@ -38,6 +38,8 @@ def try_device(
             "free": free,
             "speed": _speed(left.bfloat16(), right.bfloat16()),
         }
+        del left, right, product
+        torch.cuda.empty_cache()
     return found
 
 

@@ -35,6 +35,8 @@ def exercise(world: World, hosts: Sequence[str], say: Callable[[str], None]) -> 
             if partner is not None:
                 say(f"the exchange with rank {partner} on {hosts[partner]}")
                 pairs.append((partner, _exchange(world.rank, partner, device)))
+        # Training shall find the device's memory whole.
+        torch.cuda.empty_cache()
         return {"sum": speed, "pairs": pairs}
 
 

@@ -27,7 +27,10 @@ from dist_trainer.preflight.limit import Outcome, within
 from dist_trainer.rundir import RunFolder, append
 from dist_trainer.world import hostname
 
-LIMIT_S = 40.0  # of each part; a GPU's first touch loads much from a file system that all nodes share
+LIMIT_S = (
+    40.0  # of a node's own parts; a GPU's first touch loads much from a file system that all nodes share
+)
+NETWORK_S = 60.0  # of the network, which hundreds of ranks take their time to set up
 _GRACE_S = 5.0  # for what is between a trial and its report
 _SHARED_S = 10.0
 
@@ -87,20 +90,20 @@ def alone(config: RunConfig, gathering: Gathering, limit: float = LIMIT_S, recor
     return trial
 
 
-def together(trial: Trial, gathering: Gathering) -> dict[str, str]:
+def together(trial: Trial, gathering: Gathering, limit: float = NETWORK_S) -> dict[str, str]:
     """Try the network of a process group that has just started; the figures of the whole trial, on rank 0.
 
     Raises as `alone`.
     """
-    world, hosts = gathering.world, trial.hosts
+    world, hosts, limit = gathering.world, trial.hosts, min(limit, gathering.timeout_s)
     doing = [""]
     with _silence_recorded(trial, gathering):
         if world.size > 1:
             tried = {"network": lambda: network.exercise(world, hosts, lambda now: doing.__setitem__(0, now))}
-            found = within(trial.limit, tried)["network"]
+            found = within(limit, tried)["network"]
             if found.fault:
                 found = Outcome(fault=f"{doing[0]}: {found.fault}", user=found.user, late=found.late)
-            _report(trial, gathering, {"network": found}, trial.limit)
+            _report(trial, gathering, {"network": found}, limit)
             _settle(trial, gathering, network_judge.network(hosts, trial.reports) if world.is_main else [])
     if not world.is_main:
         return {}

@@ -26,6 +26,7 @@ def tiny_config(model_folder: Path, data_folder: Path, output: Path, **blocks: A
         "batching": {"samples_per_step": 7},
         "data": {"preprocessed_data_root": str(data_folder)},
         "validation": {"interval": None},
+        "health": {"preflight": False},  # half a second a run, and tested by itself
         # Tiny parameters would all stay replicated under DeepSpeed's default threshold, and nothing be tested.
         "deepspeed": {
             "timeout_minutes": 2,
