@@ -1,0 +1,103 @@
+"""The chain from clips to weights: its order, what each stage is, and that none stays when one cannot be queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.config import RunConfig, load
+from dist_trainer.rundir import RunFolder, read_log
+from launch import queue
+from launch.pipeline import Data, pipeline, stages
+from launch.resources import Resources
+from shards.errors import InputError
+from tests.support.programs import SBATCH, stand_ins
+from tests.support.runs import tiny_config, write_config
+
+GPUS = Resources(nodes=4, gpus_per_node=8, partition="gpu", dependency="afterok:7")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return load(write_config(tmp_path / "c.yaml", tiny_config(tmp_path, tmp_path / "out", tmp_path / "run")))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    (tmp_path / "clips.csv").touch()
+    return Data(str(tmp_path / "clips.csv"), "a_model", "64x64x9", workers=3, more=("--rows-per-shard", "2"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return stand_ins(
+        tmp_path / "bin", monkeypatch, sbatch=SBATCH, srun="exit 1", scancel='echo "$@" > "$HERE/scancel"'
+    )
+
+
+def asked(folder: Path, job: str) -> set[str]:
+    text = (folder / f"{job}.job").read_text()
+    return {line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")}
+
+
+def test_each_stage_waits_for_the_one_before_and_for_nothing_that_failed(
+    config: RunConfig, data: Data, slurm: Path
+) -> None:
+    queued = pipeline(config, GPUS, data)
+    assert [(one.name, one.job) for one in queued] == [
+        ("prepare", "100"),
+        ("doctor", "101"),
+        ("train", "102"),
+        ("export", "103"),
+    ]
+    for job, before in zip(("100", "101", "102", "103"), ("7", "100", "101", "102"), strict=True):
+        assert {f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes", "--requeue"} <= asked(
+            slurm, job
+        )
+        assert "--partition=gpu" in asked(slurm, job)
+    (record,) = read_log(RunFolder(Path(config.output_dir)).jobs)
+    assert record["job"] == "102"
+
+
+def test_stages_ask_for_what_they_need(config: RunConfig, data: Data, slurm: Path) -> None:
+    pipeline(config, GPUS, data)
+    assert {"--array=0-2%3", "--gpus-per-node=1", "--nodes=1"} <= asked(slurm, "100")
+    assert {"--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=8"} <= asked(slurm, "102")
+    for job in ("101", "103"):
+        assert "--nodes=1" in asked(slurm, job)
+        assert not [one for one in asked(slurm, job) if one.startswith("--gpus")]
+
+
+def test_the_data_stages_are_commands_a_user_could_type(config: RunConfig, data: Data) -> None:
+    prepare, doctor, _, export = stages(config, GPUS, data)[0]
+    words = [stage.order.tasks[0].words[3:] for stage in (prepare, doctor, export)]  # type: ignore[attr-defined]
+    out, run = config.data.preprocessed_data_root, str(config.output_dir)
+    encode = ("encode", data.table, "--model", "a_model", "--buckets", "64x64x9", "--out", out, *data.more)
+    assert words == [("shards", *encode), ("shards", "doctor", out), ("dist_trainer", "export", run)]
+    assert len(prepare.order.tasks) == 3
+
+
+def test_every_stage_runs_the_snapshot(config: RunConfig, data: Data) -> None:
+    chain, training = stages(config, GPUS, data)
+    for stage in chain:
+        assert f"PYTHONPATH={training.order.snapshot}" in queue.script(stage.order)
+
+
+def test_a_chain_that_cannot_be_queued_to_its_end_leaves_nothing(
+    config: RunConfig, data: Data, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins(
+        slurm,
+        monkeypatch,
+        sbatch=f'[ -e "$HERE/101.job" ] && echo "sbatch: error: full" >&2 && exit 1\n{SBATCH}',
+    )
+    with pytest.raises(InputError, match="sbatch: error: full"):
+        pipeline(config, GPUS, data)
+    assert (slurm / "scancel").read_text() == "100 101\n"
+
+
+def test_a_table_that_is_not_there_queues_nothing(config: RunConfig, slurm: Path) -> None:
+    with pytest.raises(InputError, match=r"--table none\.csv"):
+        pipeline(config, GPUS, Data("none.csv", "m", "64x64x9"))
+    assert not list(slurm.glob("*.job"))
