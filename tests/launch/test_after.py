@@ -9,6 +9,7 @@ import pytest
 from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, append, read_log, write_text
 from launch.after import after, ended
+from launch.requeue import Place
 from tests.support.runs import ROOT
 
 JOB = {"SLURM_RESTART_COUNT": "0"}  # outside Slurm: there is nobody to ask whether it is cancelled
@@ -90,6 +91,31 @@ def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(run: R
         assert verdict.again
         assert verdict.exclude == tuple(f"node{other}" for other in range(number + 1))
         ended(run.root, 1, "a test", verdict, {"SLURM_RESTART_COUNT": str(number)})
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "restarts", "again", "queued"),
+    [
+        ("RUNNING", "None", 0, True, False),
+        ("COMPLETING", "TimeLimit", 0, True, False),
+        ("COMPLETING", "None", 0, False, False),  # scancel
+        ("COMPLETING", "None", 1, True, True),  # a node died, or the job was evicted
+    ],
+)
+@pytest.mark.parametrize("code", [85, CRASH])
+def test_slurm_is_asked_whether_the_job_is_cancelled_or_queued_again_already(
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    state: str,
+    reason: str,
+    restarts: int,
+    again: bool,
+    queued: bool,
+) -> None:
+    monkeypatch.setattr("launch.after.place", lambda job: Place(state, reason, restarts, ()))
+    verdict = after(run.root, code, {"SLURM_JOB_ID": "7"})
+    assert (verdict.again, verdict.queued) == (again, queued)
 
 
 def test_an_end_is_noted_with_how_far_the_run_came(run: RunFolder) -> None:
