@@ -46,7 +46,7 @@ class Forecast:
             f"{self.steps} steps, {self.epochs:.2f} epochs of {self.samples} samples",
             f"a step: {self.samples_per_step:.1f} samples, {self.tokens_per_step:.0f} tokens, "
             f"{packing.micro_steps:.1f} micro-steps of at most {self.cap} tokens a rank",
-            f"on {self.ranks} ranks: {packing.useful:.1%} of their time is useful, {packing.idle:.1%} of packs idle, "
+            f"ranks: {self.ranks}; {packing.useful:.1%} of their time is useful, {packing.idle:.1%} of packs idle, "
             f"dearest pack to mean {packing.balance:.2f}",
             *(f"note: {note}" for note in self.notes),
         )
@@ -73,15 +73,17 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     planned = make_plan(config, dataset, state)
     _check_engine(config)
     _check_model(config)
-    return _told(config, planned, ranks)
+    done = folder.steps_done()
+    finished = f"all {done} steps are done; raise optimization.steps to go on"
+    return _told(config, planned, ranks, [finished] if done >= config.optimization.steps else [])
 
 
-def _told(config: RunConfig, planned: Planned, ranks: int) -> Forecast:
+def _told(config: RunConfig, planned: Planned, ranks: int, notes: list[str]) -> Forecast:
     plan, quadratic = planned.plan, planned.shape.quadratic
     found = report(
         plan.tokens, plan.ids, plan.batching, [ranks], planned.cap, quadratic, plan.seed, _MEASURED_STEPS
     )
-    notes = [*notices(config), *filter(None, [advice(found)])]
+    notes += [*notices(config), *filter(None, [advice(found)])]
     steps = config.optimization.steps
     return Forecast(
         ranks=ranks,
