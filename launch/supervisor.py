@@ -127,13 +127,11 @@ class _Child:
         self._process.wait()
 
 
-def has_ended(run: Path, environ: Mapping[str, str]) -> bool:
-    """Whether the first task has said what becomes of this start of its job."""
+def end_of(run: Path, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the first task has said of how this start of its job ended, and whether it comes back; None: nothing."""
     now = start_of(environ)
-    return any(
-        one.get("event") == "ended" and (one.get("job"), one.get("restart")) == now
-        for one in read_log(RunFolder(run).jobs)
-    )
+    ends = [one for one in read_log(RunFolder(run).jobs) if one.get("event") == "ended"]
+    return next((one for one in reversed(ends) if (one.get("job"), one.get("restart")) == now), None)
 
 
 def _until_end(child: _Child, run: RunFolder) -> Ending:

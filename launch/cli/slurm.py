@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.errors import InputError
-
 if TYPE_CHECKING:
     from dist_trainer.config import RunConfig
     from launch.queue import Order
@@ -79,19 +77,20 @@ def slurm_command(
         dependency, _options(sbatch), _site(site),
     )  # fmt: skip
     base = load(config, overrides or [])
-    configs = [base]
-    if sweep:
-        configs = [
-            load(config, [*(overrides or []), *one.overrides, f"output_dir={base.output_dir / one.name}"])
-            for one in variants(sweep)
-        ]
+    configs = [
+        load(config, [*(overrides or []), *one.overrides]).model_copy(
+            update={"output_dir": base.output_dir / one.name}
+        )
+        for one in variants(sweep or [])
+    ]
     _foresee(configs, resources, show=dry_run)
     if dry_run:
         _show(prepare(configs, resources, base.output_dir, at_once).order)
         return
-    for queued in submit_all(configs, resources, base.output_dir, at_once):
-        print(f"job {queued.job}: {queued.run}")
-    print(_how_to_watch(base.output_dir if not sweep else queued.run, queued.job))
+    queued = submit_all(configs, resources, base.output_dir, at_once)
+    for one in queued:
+        print(f"job {one.job}: {one.run}")
+    print(_how_to_watch(queued[0].run, queued[0].job))
 
 
 @app.command("pipeline")
@@ -155,16 +154,24 @@ def pipeline_command(
 def left_command(
     runs: Annotated[list[Path], typer.Argument()], code: Annotated[int, typer.Argument()]
 ) -> None:
-    """After the tasks of a job: where its first was killed, and nobody has said what becomes of it, say so here."""
+    """After the tasks of a job, where one ended badly: do what is left, as the first was killed before it could."""
     import os
 
+    from dist_trainer.rundir import RunFolder
+    from launch.after import bad_hosts, start_of
     from launch.cli.after import after_ranks
-    from launch.supervisor import has_ended
+    from launch.requeue import place, requeue
+    from launch.supervisor import end_of
 
     run = runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
-    if has_ended(run, os.environ):
-        raise typer.Exit(code)
-    after_ranks(run, code)
+    said = end_of(run, os.environ)
+    if said is None:
+        after_ranks(run, code)
+    elif said["again"]:
+        (job, restart), now = start_of(os.environ), place(os.environ["SLURM_JOB_ID"])
+        if now.ours and now.restarts == restart:  # it was killed before it could act on its own word
+            requeue(job, bad_hosts(RunFolder(run)))
+    raise typer.Exit(code)
 
 
 def _site(given: Path | None) -> str | None:
@@ -200,13 +207,11 @@ def _show(order: Order) -> None:
 
 
 def _how_to_watch(run: Path, job: str) -> str:
-    if not job:
-        raise InputError("nothing was queued")
     return "\n".join(
         (
             f"watch it:  ltx-launch status {run}",
             f"           ltx-launch logs {run}",
-            f"           squeue --jobs {job}",
+            f"           squeue --jobs={job.partition('_')[0]}",
             f"stop it:   ltx-launch stop {run}",
         )
     )

@@ -15,6 +15,7 @@ import pytest
 from dist_trainer.rundir import RunFolder, read_log
 from launch import supervisor
 from launch.after import Verdict
+from launch.cli import main
 from tests.support.programs import stand_ins
 
 JOB = "4711"
@@ -191,9 +192,42 @@ def test_what_slurm_has_queued_again_itself_is_left_alone(
     assert task.start("sys.exit(85)") == 85
 
 
-def test_a_start_has_ended_when_its_record_is_there(task: Task) -> None:
+def test_how_a_start_ended_is_found_again(task: Task) -> None:
     environ = {"SLURM_JOB_ID": JOB, "SLURM_RESTART_COUNT": "1"}
-    supervisor.ended(task.run.root, 1, "cause", Verdict(False, "why"), {"SLURM_JOB_ID": JOB})
-    assert not supervisor.has_ended(task.run.root, environ)
-    supervisor.ended(task.run.root, 1, "cause", Verdict(False, "why"), environ)
-    assert supervisor.has_ended(task.run.root, environ)
+    assert supervisor.end_of(task.run.root, environ) is None
+    supervisor.ended(task.run.root, 1, "first", Verdict(False, "why"), {"SLURM_JOB_ID": JOB})
+    assert supervisor.end_of(task.run.root, environ) is None
+    supervisor.ended(task.run.root, 1, "second", Verdict(True, "why"), environ)
+    found = supervisor.end_of(task.run.root, environ)
+    assert found is not None
+    assert (found["cause"], found["again"]) == ("second", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "restarts", "done"),
+    [
+        (None, "RUNNING", 0, "requeue 4711"),
+        (True, "RUNNING", 0, "requeue 4711"),
+        (True, "RUNNING", 1, ""),
+        (True, "COMPLETING", 0, ""),
+        (False, "RUNNING", 0, ""),
+    ],
+)
+def test_what_is_left_after_the_tasks_is_done_once(
+    task: Task, monkeypatch: pytest.MonkeyPatch, said: bool | None, state: str, restarts: int, done: str
+) -> None:
+    """The batch script's last line: the first task was killed before it could say, or do, what becomes of the job."""
+    show = f'echo "JobId=4711 JobState={state} Reason=None Restarts={restarts} ExcNodeList=(null)"'
+    folder = stand_ins(
+        task.run.root.parent / "bin",
+        monkeypatch,
+        scontrol=f'case $1 in show) {show} ;; *) echo "$*" >> "$HERE/done" ;; esac',
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", JOB)
+    monkeypatch.setattr("sys.argv", ["ltx-launch", "job-left", str(task.run.root), "137"])
+    if said is not None:
+        supervisor.ended(task.run.root, 137, "cause", Verdict(said, "why"), os.environ)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 137
+    assert ((folder / "done").read_text().strip() if (folder / "done").exists() else "") == done
