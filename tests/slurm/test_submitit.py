@@ -1,4 +1,4 @@
-"""`ltx-launch slurm` on a real Slurm: a run that is disturbed in every way, one that is cancelled, a sweep, a short limit.
+"""`ltx-launch slurm` on a real Slurm: a run disturbed in every way, one that is cancelled, a sweep, a short limit.
 
 All are queued at once, out of a copy of the code that is edited right after.
 """
@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from dist_trainer.rundir import RunFolder, append, read_log
 from shards.dataset.opened import Dataset
 from tests.support import forked
 from tests.support.audit import assert_same_run
-from tests.support.runs import ROOT, environment, tiny_config, write_config
+from tests.support.queueing import ltx_launch_on
+from tests.support.runs import ROOT, tiny_config, write_config
 from tests.support.slurm import Cluster
 
 STEPS, INTERVAL, FEW = 60, 25, 6
@@ -30,36 +29,15 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 pytestmark = pytest.mark.timeout(600)
 
 
-class Launcher:
-    """`ltx-launch slurm` out of a copy of the code, which is edited once everything is queued."""
-
-    def __init__(self, slurm: Cluster, root: Path) -> None:
-        self.slurm, self.root = slurm, root
-        self._copy = root / "copy"
-        for package in ("shards", "dist_trainer", "launch"):
-            shutil.copytree(
-                ROOT / package, self._copy / package, ignore=shutil.ignore_patterns("__pycache__")
-            )
-
-    def __call__(self, *words: str) -> str:
-        own = environment(PYTHONPATH=str(self._copy))
-        found = {name: value for name, value in own.items() if name != "PATH"}
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "slurm", *words],
-            cwd=self._copy,
-            env=self.slurm.environment(**found),
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def edit(self) -> None:
-        """Make code of which nothing would come."""
-        for name in ("dist_trainer/train.py", "launch/job.py", "launch/supervisor.py"):
-            (self._copy / name).write_text("raise SystemExit('edited code is run')\n")
+def launch(slurm: Cluster, root: Path, commands: list[list[str]]) -> list[tuple[str, Path]]:
+    """`ltx-launch slurm` for each, out of a copy of the code that is of no use afterwards; jobs and runs as printed."""
+    copy = root / "copy"
+    for package in ("shards", "dist_trainer", "launch"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    printed = ltx_launch_on(slurm, *(["slurm", *words] for words in commands), code=copy)
+    for name in ("dist_trainer/train.py", "launch/job.py", "launch/supervisor.py"):
+        (copy / name).write_text("raise SystemExit('edited code is run')\n")
+    return [(job, Path(run)) for job, run in re.findall(r"^job (\S+): (\S+)$", printed, re.M)]
 
 
 class Run:
@@ -108,7 +86,6 @@ class Queued:
     """Everything, queued at once. The disturbed run has `preempt` nodes 2 to 4, all others are on 1 and 2."""
 
     def __init__(self, slurm: Cluster, root: Path, model: Path, data: Path) -> None:
-        launch = Launcher(slurm, root)
         self.slurm, self.whole = slurm, root / "whole"
 
         def config(name: str, steps: int) -> Path:
@@ -120,30 +97,24 @@ class Queued:
             }
             return write_config(root / f"{name}.yaml", tiny_config(model, data, root / name, **blocks))
 
-        def queue(name: str, *words: str, steps: int = STEPS) -> list[Run]:
-            size = ("--gpus-per-node", "0", "--cpus-per-task", "1")
-            said = launch(str(config(name, steps)), *size, *words)
-            return [Run(slurm, Path(run), job) for job, run in re.findall(r"^job (\S+): (\S+)$", said, re.M)]
+        def words(name: str, steps: int, *more: str) -> list[str]:
+            return [str(config(name, steps)), "--gpus-per-node=0", "--cpus-per-task=1", *more]
 
-        here = ("--exclude", "node[3-4]")
-        (self.disturbed,) = queue(
-            "disturbed", "--nodes", "2", "--time", "60", "--partition", "preempt", "--exclude", "node1"
-        )
-        self.sweep = queue(
-            "sweep",
-            "--nodes",
-            "2",
-            "--time",
-            "60",
-            "--sweep",
-            "optimization.learning_rate=1e-3,2e-3",
-            *here,
-            steps=FEW,
-        )
-        (self.cancelled,) = queue("cancelled", "--time", "60", *here)
-        (self.short,) = queue("short", "--time", "2", "--lead", "30", *here, steps=FEW)
-        launch.edit()
         forked.train(2, config("whole", STEPS), root / "whole_logs")
+        here = "--exclude=node[3-4]"
+        queued = launch(
+            slurm,
+            root,
+            [
+                words("sweep", FEW, "--nodes=2", here, "--sweep=optimization.learning_rate=1e-3,2e-3"),
+                words("short", FEW, "--time=2", "--lead=30", here),
+                words("cancelled", STEPS, here),
+                words("disturbed", STEPS, "--nodes=2", "--partition=preempt", "--exclude=node1"),
+            ],
+        )
+        *self.sweep, self.short, self.cancelled, self.disturbed = (
+            Run(slurm, run, job) for job, run in queued
+        )
 
 
 @pytest.fixture(scope="module")
