@@ -26,7 +26,9 @@ def log_of(run: RunFolder, rank: int, job: str | None = None) -> Path:
         return path
     there = sorted({path.stem.rpartition("_")[0] for path in run.ranks.glob("*_*.log")})
     if not there:
-        raise InputError(f"{run.root}: no rank has printed anything yet; see `ltx-launch status {run.root}`")
+        own = run.root / "logs" / "submitit"
+        also = f", and what its job itself printed in {own}" if own.is_dir() else ""
+        raise InputError(f"{run.root}: no rank has printed yet; see `ltx-launch status {run.root}`{also}")
     if job is not None and job not in there:
         raise InputError(f"--job {job}: printed nothing in {run.ranks}; these did: {', '.join(there)}")
     ranks = sum(1 for _ in run.ranks.glob(f"{job or newest_job(run)}_*.log"))
