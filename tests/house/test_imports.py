@@ -68,6 +68,9 @@ def test_there_are_no_import_circles() -> None:
     "module",
     [
         "launch",
+        "launch.after",
+        "launch.cause",
+        "launch.requeue",
         "launch.cli",
         "launch.local",
         "launch.demo",
