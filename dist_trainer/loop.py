@@ -141,6 +141,7 @@ def _timed(items: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:
     """Each item with the seconds that were spent waiting for it."""
     while True:
         asked = time.perf_counter()
+        progress.doing("waiting for data")
         item = next(items, None)
         if item is None:
             return

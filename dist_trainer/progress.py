@@ -18,7 +18,10 @@ class Place(NamedTuple):
     moves: int = 0
 
     def __str__(self) -> str:
-        return self.doing or f"step {self.step}, micro-step {self.micro}"
+        reached = f"step {self.step}, micro-step {self.micro}"
+        if not self.doing:
+            return reached
+        return f"{self.doing} after {reached}" if self.step else self.doing
 
 
 _now = Place()

@@ -98,7 +98,7 @@ def save_if_due(
     if wish is Wish.NONE and not last and (interval is None or step % interval):
         return False
 
-    progress.doing(f"saving step {step}")
+    progress.doing("saving")
 
     def pieces() -> Iterator[Piece]:
         for piece in engine.slices():
