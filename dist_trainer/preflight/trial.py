@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -145,7 +145,9 @@ def _settle(trial: Trial, gathering: Gathering, findings: Sequence[Finding]) -> 
     heard = [Finding(**one) for one in json.loads(gathering.share("preflight", grave, trial.limit))]
     if not heard:
         return
-    _record(trial, gathering, [finding for finding in heard if finding.kind == "node"])
+    causes = {finding.host: finding.text for finding in reversed(heard) if finding.kind == "node"}
+    if gathering.world.rank == next((rank for rank, host in enumerate(trial.hosts) if host not in causes), 0):
+        _record(trial, causes)
     # Who ends first may end the job: not before it is written down.
     with suppress(MissingRanks):
         gathering.meet("preflight: recorded", _GRACE_S)
@@ -154,26 +156,28 @@ def _settle(trial: Trial, gathering: Gathering, findings: Sequence[Finding]) -> 
 
 @contextmanager
 def _silence_recorded(trial: Trial, gathering: Gathering) -> Iterator[None]:
-    """A rank that does not come to a meeting within its limit is its host's fault."""
+    """A rank that does not come to a meeting within its limit is its host's fault, unless most hosts do not."""
     try:
         yield
     except MissingRanks as error:
-        silent = [Finding("node", str(error), host) for host in {trial.hosts[rank] for rank in error.ranks}]
-        _record(trial, gathering, silent)
+        causes = {trial.hosts[rank]: str(error) for rank in error.ranks}
+        # Rank 0 knows who is silent; when it is so itself, all others know.
+        heard = [rank for rank, host in enumerate(trial.hosts) if host not in causes]
+        knows = gathering.world.is_main or gathering.world.rank in heard[:1]
+        if knows and 2 * len(causes) <= len(set(trial.hosts)):
+            _record(trial, causes)
         raise
 
 
-def _record(trial: Trial, gathering: Gathering, findings: Sequence[Finding]) -> None:
-    """Write bad nodes down, from the first rank of a good one."""
-    bad = {finding.host for finding in findings}
-    good = [rank for rank, host in enumerate(trial.hosts) if host not in bad] or [0]
-    if not trial.recording or not findings or gathering.world.rank != good[0]:
+def _record(trial: Trial, causes: Mapping[str, str]) -> None:
+    """Write bad nodes down: host -> cause."""
+    if not trial.recording:
         return
     place = {
         "time": time.time(),
         "job": os.environ.get("SLURM_JOB_ID", "local"),
         "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
-    for finding in findings:
-        entry = place | {"host": finding.host, "cause": finding.text}
+    for host, cause in causes.items():
+        entry = place | {"host": host, "cause": cause}
         within(_GRACE_S, {"record": partial(append, trial.run.bad_nodes, entry)})

@@ -209,7 +209,8 @@ class Cluster:
             .read_text()
             .split()[0]
         )
-        enter = ("nsenter", f"--target={child}", "--mount")
+        # The node's /proc knows only processes of its own.
+        enter = ("nsenter", f"--target={child}", "--mount", "--pid")
         subprocess.run([*enter, "mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True, timeout=_CALL_S)
         try:
             yield
