@@ -1,11 +1,11 @@
 #!/bin/bash
 # Training on SLURM through DeepSpeed's launcher:  sbatch slurm/deepspeed.sh [CONFIG] [key=value ...]
 # For those who want its options (LTX_DEEPSPEED holds more of them, such as --bind_cores_to_rank); full_ft.sh does the same
-# with less in between. One launcher per node, which starts a rank per GPU; no ssh. Submit from the repository's root,
-# after `make`; slurm/site.sh holds what differs from cluster to cluster. The job comes back as that of full_ft.sh does.
+# with less in between. One launcher per node, which starts a rank per GPU; no ssh. It counts GPUs from 0, so take whole
+# nodes. Submit from the repository's root, after `make`; slurm/site.sh holds what differs from cluster to cluster. The
+# job comes back as that of full_ft.sh does.
 #SBATCH --job-name=ltx-deepspeed
 #SBATCH --nodes=4
-#SBATCH --exclusive
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
