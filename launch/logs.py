@@ -43,7 +43,7 @@ def last_lines(path: Path, count: int) -> list[str]:
             began, start = start, max(0, start - _BLOCK_BYTES)
             log.seek(start)
             data = log.read(began - start) + data
-    return data.decode(errors="replace").splitlines()[-count:]
+    return data.decode(errors="replace").splitlines()[-count:] if count else []
 
 
 def errors(run: RunFolder, job: str | None = None) -> Iterator[str]:

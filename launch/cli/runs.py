@@ -57,7 +57,7 @@ def logs_command(
     if only_errors:
         log_of(folder, 0, job)
         found = list(errors(folder, job))
-        for line in found[-lines:]:
+        for line in found[-lines:] if lines else []:
             print(line)
         if not found:
             print("no rank has told of an error", file=sys.stderr)
@@ -67,7 +67,8 @@ def logs_command(
         except KeyboardInterrupt:
             return
     else:
-        print("\n".join(last_lines(log_of(folder, rank, job), lines)))
+        for line in last_lines(log_of(folder, rank, job), lines):
+            print(line)
 
 
 @app.command("stop")
