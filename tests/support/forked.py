@@ -40,7 +40,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Launch:
-    """`python -m module arguments...` on each rank; `environ` replaces what a launcher sets for a rank."""
+    """`python -m module arguments...` on each rank; `environ` replaces what a launcher sets for a rank.
+
+    A rank stopped by `kill` is killed when all others have ended, as a launcher would. `later` comes after `kill`.
+    """
 
     arguments: list[list[str]]
     logs: str
@@ -48,6 +51,7 @@ class Launch:
     timeout_s: float = 60.0
     absent: list[int] = field(default_factory=list)
     kill: Kill | None = None
+    later: Kill | None = None
     environ: list[dict[str, str]] | None = None
 
 
@@ -119,8 +123,8 @@ def _serve() -> None:
     _import_everything()
     for line in sys.stdin:
         spec = json.loads(line)
-        kill = Kill(**spec["kill"]) if spec["kill"] else None
-        ended = _run(Launch(**{**spec, "kill": kill}))
+        kills = {name: Kill(**spec[name]) if spec[name] else None for name in ("kill", "later")}
+        ended = _run(Launch(**{**spec, **kills}))
         print(json.dumps(asdict(ended)), flush=True)
 
 
@@ -175,12 +179,20 @@ def _be_rank(module: str, arguments: Sequence[str], environ: Mapping[str, str], 
 def _wait(running: dict[int, int], spec: Launch, began: float) -> tuple[dict[int, int], list[float], bool]:
     codes: dict[int, int] = {}
     ends: list[float] = []
-    kill, timed_out = spec.kill, False
+    kills, timed_out = [kill for kill in (spec.kill, spec.later) if kill], False
+    stopped: set[int] = set()
     while running:
         time.sleep(0.01)
-        if kill and _text(Path(kill.file)).count(kill.text) >= kill.lines:
-            os.kill(next(pid for pid, rank in running.items() if rank == kill.rank), kill.number)
-            kill = None
+        if kills and _text(Path(kills[0].file)).count(kills[0].text) >= kills[0].lines:
+            kill = kills.pop(0)
+            victim = next(pid for pid, rank in running.items() if rank == kill.rank)
+            os.kill(victim, kill.number)
+            if kill.number == signal.SIGSTOP:
+                stopped.add(victim)
+        if stopped and running.keys() == stopped:
+            for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
+            stopped = set()
         if not timed_out and time.monotonic() - began > spec.timeout_s:
             timed_out = True
             for pid in running:
