@@ -12,6 +12,7 @@ from dist_trainer.config import load
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import RunFolder
+from dist_trainer.skipped import LOSS, Skipped
 from tests.support.runs import lines, trained
 
 # Everything the run promises to show.
@@ -137,6 +138,25 @@ def test_a_replaced_sample_is_a_line_a_word_and_a_point_whatever_the_interval(
         "sample 'a' of shards/000000.tar is damaged (checksum: expected 1, found 2); trained 'b' in its place"
     )
     assert capsys.readouterr().out.splitlines()[0] == f"step 2: {said}"
+
+
+def test_a_skipped_step_is_a_line_a_word_a_mark_and_points_whatever_the_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path)
+    board = Board(run, 0, True, interval=4, total_steps=10)
+    for step in range(1, 5):
+        skipped = Skipped(step, LOSS, [step], ["clip_a"]) if step == 2 else None
+        odd = {"train/loss": float("nan"), "train/grad_norm": float("inf")} if skipped else {}
+        shown = {**figures(step), **odd, "train/skipped": float(skipped is not None)}
+        board.step(StepMetrics(step, [0], [step], shown, skipped=skipped))
+    board.close()
+    assert curve(run.tensorboard, "train/skipped") == [(2, 1.0), (4, 0.0)]
+    assert lines(run.skipped) == [{"step": 2, "cause": "loss", "ids": [2], "keys": ["clip_a"]}]
+    assert [record.get("skipped", False) for record in trained(tmp_path)] == [False, True, False, False]
+    assert [record["train/loss"] is None for record in lines(run.metrics)] == [False, True, False, False]
+    said = "step 2: skipped, as the loss of 'clip_a' is not finite; the weights stay as they were"
+    assert capsys.readouterr().out.splitlines()[0] == said
 
 
 def test_replaced_samples_of_steps_after_a_resume_are_not_doubled(tmp_path: Path) -> None:
