@@ -71,11 +71,7 @@ def prepare(
     code = snapshot.code()
     if resources.site:
         code[_SITE] = _read(Path(resources.site))
-    taken: list[tuple[Path, dict[str, bytes]]] = []
-    for config in configs:
-        run = Path(config.output_dir).absolute()
-        # The job need not begin where this was called.
-        taken.append((run, snapshot.with_config(code, config.model_copy(update={"output_dir": run}))))
+    taken = [(Path(config.output_dir), snapshot.with_config(code, config)) for config in configs]
     runs = tuple(run for run, _ in taken)
     tasks = [Training(str(run), str(snapshot.place(run, files))) for run, files in taken]
     if runs != (root,):

@@ -78,8 +78,12 @@ def test_the_data_stages_are_commands_a_user_could_type(config: RunConfig, data:
     assert len(prepare.order.tasks) == 3
 
 
-def test_every_stage_runs_the_snapshot(config: RunConfig, data: Data) -> None:
+def test_every_stage_runs_the_snapshot_that_is_there_when_it_is_queued(
+    config: RunConfig, data: Data, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain, training = stages(config, GPUS, data)
+    stand_ins(slurm, monkeypatch, sbatch=f'[ -d "{training.order.snapshot}/launch" ] || exit 1\n{SBATCH}')
+    pipeline(config, GPUS, data)
     for stage in chain:
         assert f"PYTHONPATH={training.order.snapshot}" in queue.script(stage.order)
 

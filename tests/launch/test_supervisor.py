@@ -157,7 +157,8 @@ def test_a_trainer_that_stays_after_another_was_lost_is_ended(
 ) -> None:
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
     task.start("os.kill(os.getpid(), 9)", rank=1)
-    assert task.start("time.sleep(60)") == 137
+    assert task.start("print(os.getpid(), flush=True); time.sleep(60)") == 137
+    assert not Path(f"/proc/{task.log.split()[-1]}").exists()
     assert task.events("ended")[0]["cause"] == "rank 1 (node2): killed by SIGKILL"
 
 
