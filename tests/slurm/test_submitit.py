@@ -23,7 +23,7 @@ from tests.support.queueing import ltx_launch_on
 from tests.support.runs import ROOT, tiny_config, write_config
 from tests.support.slurm import Cluster
 
-STEPS, INTERVAL, FEW = 60, 25, 6
+STEPS, INTERVAL, FEW = 80, 30, 6
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 
 pytestmark = pytest.mark.timeout(600)
@@ -83,7 +83,7 @@ class Run:
 
 
 class Queued:
-    """Everything, queued at once. The disturbed run has `preempt` nodes 2 to 4, all others are on 1 and 2."""
+    """Everything, queued at once. The disturbed run has nodes 2 to 4 and is held, all others are on 1 and 2."""
 
     def __init__(self, slurm: Cluster, root: Path, model: Path, data: Path) -> None:
         self.slurm, self.whole = slurm, root / "whole"
@@ -109,7 +109,9 @@ class Queued:
                 words("sweep", FEW, "--nodes=2", here, "--sweep=optimization.learning_rate=1e-3,2e-3"),
                 words("short", FEW, "--time=2", "--lead=30", here),
                 words("cancelled", STEPS, here),
-                words("disturbed", STEPS, "--nodes=2", "--partition=preempt", "--exclude=node1"),
+                words(
+                    "disturbed", STEPS, "--nodes=2", "--partition=preempt", "--exclude=node1", "--sbatch=hold"
+                ),
             ],
         )
         *self.sweep, self.short, self.cancelled, self.disturbed = (
@@ -124,8 +126,19 @@ def queued(
     return Queued(slurm, tmp_path_factory.mktemp("submitit"), model_folder, paired_dataset.root)
 
 
+def test_a_cancelled_job_stays_cancelled(queued: Queued) -> None:
+    run = queued.cancelled
+    run.until(1)
+    queued.slurm.call("scancel", run.job)
+    assert run.ends() == "CANCELLED"
+    time.sleep(1.0)
+    assert queued.slurm.state(run.job) == "CANCELLED"
+    assert not any(one["again"] for one in run.events("ended"))
+
+
 def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_it(queued: Queued) -> None:
     run, slurm = queued.disturbed, queued.slurm
+    slurm.call("scontrol", "release", run.job)
     run.until(1)
     bad = run.events("began")[-1]["nodes"][0]
     append(RunFolder(run.folder).bad_nodes, {"job": "1", "restart": 0, "host": bad, "cause": "test"})
@@ -151,14 +164,19 @@ def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_
         "--wrap=true",
         cwd=run.folder,
     )
-    assert run.ends() == "COMPLETED", run.told()
+    run.until(6)
     assert slurm.wait(other, *ENDED) == "COMPLETED"
-    told, termed, lost, left, evicted, done = run.events("ended")
-    assert (told["code"], termed["code"], evicted["code"], done["code"]) == (85, 85, 85, 0), run.told()
+    node = run.events("began")[-1]["nodes"][-1]
+    slurm.kill_node(node)
+    slurm.start_node(node)
+
+    assert run.ends() == "COMPLETED", run.told()
+    ends = {one["restart"]: one for one in run.events("ended")}
+    assert [ends[start]["code"] for start in (0, 1, 4, 6)] == [85, 85, 85, 0], run.told()
     # Saved when asked: nothing is trained twice.
-    assert all(one["step"] == one["reached"] for one in (told, termed, evicted))
-    assert re.fullmatch(r"rank 1 \(node\d\): killed by SIGKILL", lost["cause"])
-    assert left["code"] == 137
+    assert all(ends[start]["step"] == ends[start]["reached"] for start in (0, 1, 4))
+    assert re.fullmatch(r"rank 1 \(node\d\): killed by SIGKILL", ends[2]["cause"])
+    assert ends[3]["code"] == 137
     assert_same_run(run.folder, queued.whole)
 
 
@@ -172,16 +190,6 @@ def test_a_sweep_trains_a_run_for_each_value(queued: Queued) -> None:
     first, second = (RunFolder(run.folder).config.read_text() for run in queued.sweep)
     assert "learning_rate: 0.001" in first
     assert "learning_rate: 0.002" in second
-
-
-def test_a_cancelled_job_stays_cancelled(queued: Queued) -> None:
-    run = queued.cancelled
-    run.until(1)
-    queued.slurm.call("scancel", run.job)
-    assert run.ends() == "CANCELLED"
-    time.sleep(1.0)
-    assert queued.slurm.state(run.job) == "CANCELLED"
-    assert not any(one["again"] for one in run.events("ended"))
 
 
 def test_a_run_comes_back_at_its_time_limit(queued: Queued) -> None:
