@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -121,6 +122,8 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     _import_everything()
+    # DeepSpeed collects garbage again and again as it starts: over a second each, if it looks at all of the imports.
+    gc.freeze()
     for line in sys.stdin:
         spec = json.loads(line)
         kills = {name: Kill(**spec[name]) if spec[name] else None for name in ("kill", "later")}
