@@ -79,7 +79,20 @@ def _matrix() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 MATRIX = dict(_matrix())
-RESUMED = [*MATRIX, "offload_optimizer", "offload_param", "offload_optimizer_1"]
+OFFLOADED = ("offload_optimizer", "offload_param", "offload_optimizer_1")
+SKIPPING: dict[str, dict[str, Any]] = {
+    **{name: MATRIX[name] for name in MATRIX if name.startswith("full")},
+    **{name: MATRIX[name] for name in ("lora_fp32_0", "lora_bf16_2", "lora_bf16_3")},
+    **{name: OTHERS[name] for name in OFFLOADED},
+    **{
+        f"{name}_bf16": {**OTHERS[name], "acceleration": {"mixed_precision_mode": "bf16"}}
+        for name in OFFLOADED
+    },
+    # Under DeepSpeed's own threshold all parameters of so small a model stay whole on every rank.
+    "persistent": {"deepspeed": {"stage": 3, "config": {}}},
+}
+"""Runs in which steps are skipped."""
+RESUMED = [*MATRIX, *OFFLOADED]
 
 
 @dataclass(frozen=True)
@@ -277,3 +290,31 @@ def test_under_stage_3_no_rank_holds_a_whole_parameter(runs: Runs, mode: str) ->
         assert (mode == "lora") == any(".lora_A." in name for name in held)
         for name, (whole, kept, present) in held.items():
             assert (kept, present) == (math.ceil(whole / 2), 0), name
+
+
+@pytest.fixture(scope="module")
+def skipping(
+    model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, dict[str, Any]]]:
+    """On each of 2 processes: what spoiled steps left behind, by config."""
+    made = Runs(tmp_path_factory.mktemp("skipping"), model_folder, paired_dataset)
+    tokens = int(paired_dataset.manifest.target_tokens().max())
+    cut = {"batching": {"samples_per_step": SAMPLES, "max_tokens_per_pack": tokens}}
+    configs = [made.config(name, {**blocks, **cut}) for name, blocks in SKIPPING.items()]
+    ended = launch(2, *configs, logs=made.root / "logs", module="tests.support.skipping", timeout_s=300.0)
+    assert ended.codes == [0, 0], str(ended)
+    printed = [[json.loads(line) for line in text.splitlines() if line[0] == "{"] for text in ended.stdout]
+    return [dict(zip(SKIPPING, found, strict=True)) for found in printed]
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_step_that_is_not_finite_leaves_no_trace(skipping: list[dict[str, Any]], name: str) -> None:
+    """On both ranks, though only one was spoiled; the step after it gives what it would have given without it."""
+    for rank in skipping:
+        undisturbed = rank[name].pop("undisturbed")
+        assert undisturbed["finite"]
+        assert undisturbed["micro-steps"] > 1
+        assert undisturbed["updates"]
+        assert set(undisturbed["updates"]) == {2.0}
+        for spoiled, found in rank[name].items():
+            assert found == {"finite": False, "kept": True, "goes on": True}, spoiled
