@@ -117,6 +117,7 @@ def _setup(site: Path) -> list[str]:
     """Lines before srun: what the cluster's own file sets, PYTHON and SRUN among it."""
     return [
         f"export LTX_PYTHON=${{LTX_PYTHON:-{shlex.quote(sys.executable)}}}",
+        'PYTHON=("$LTX_PYTHON") SRUN=()',
         f"source {shlex.quote(str(site))}",
         'srun() { command srun "${SRUN[@]}" "$@"; }',
     ]

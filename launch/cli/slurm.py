@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.errors import InputError
+
 if TYPE_CHECKING:
     from dist_trainer.config import RunConfig
     from launch.queue import Order
@@ -138,9 +140,12 @@ def pipeline_command(
     data = Data(table, model or resolved.model.model_source, buckets, workers, tuple(encode or ()))
     if dry_run:
         print(dump(resolved))
+        before = ""
         for stage in stages(resolved, resources, data)[0]:
             print(f"# {stage.name}: {stage.does}")
-            _show(stage.order)
+            # Jobs have no numbers yet: the stage's name stands for its own.
+            _show(stage.order.after(before) if before else stage.order)
+            before = stage.name.upper()
         return
     queued = pipeline(resolved, resources, data)
     print(f"{'stage':<8} {'job':<10} {'after':<10} what")
@@ -191,13 +196,18 @@ def _foresee(configs: list[RunConfig], resources: Resources, show: bool) -> None
     from dist_trainer.config import dump
     from launch.forecast import forecast
 
+    told = []
+    for config in configs:
+        try:
+            told += [str(config.output_dir), *str(forecast(config, resources.ranks)).splitlines()]
+        except InputError as error:
+            raise InputError(
+                f"{config.output_dir.name}: {error}" if len(configs) > 1 else str(error)
+            ) from error
     if show:
         print(dump(configs[0]))
-    for config in configs:
-        told = str(forecast(config, resources.ranks))
-        if len(configs) > 1:
-            told = f"{config.output_dir}\n{told}"
-        print("\n".join(f"# {line}" for line in told.splitlines()) if show else told)
+    for line in told:
+        print(f"# {line}" if show else line)
 
 
 def _show(order: Order) -> None:

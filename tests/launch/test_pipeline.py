@@ -9,6 +9,7 @@ import pytest
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, read_log
 from launch import queue
+from launch.cli import main
 from launch.pipeline import Data, pipeline, stages
 from launch.resources import Resources
 from shards.errors import InputError
@@ -105,3 +106,21 @@ def test_a_table_that_is_not_there_queues_nothing(config: RunConfig, slurm: Path
     with pytest.raises(InputError, match=r"--table none\.csv"):
         pipeline(config, GPUS, Data("none.csv", "m", "64x64x9"))
     assert not list(slurm.glob("*.job"))
+
+
+def test_the_dry_run_shows_the_whole_chain(
+    config: RunConfig,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["pipeline", str(tmp_path / "c.yaml"), "--table", data.table, "--buckets", "64x64x9", "--dry-run"]
+    monkeypatch.setattr("sys.argv", ["ltx-launch", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    waits = [line for line in printed.splitlines() if "--dependency" in line]
+    assert [line.partition("afterok:")[2] for line in waits] == ["PREPARE", "DOCTOR", "TRAIN"]
+    assert not (tmp_path / "run").exists()

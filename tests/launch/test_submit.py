@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,19 @@ def test_the_file_of_the_cluster_is_kept_and_read_first(
     words = done.stdout.splitlines()
     assert words[0] == "--container-image=a"
     assert words[words.index("env") + 1 :][:5] == [f"PYTHONPATH={kept}", "in_a_box", "python", "-P", "-u"]
+    site.write_text("")
+    monkeypatch.delenv("LTX_PYTHON", raising=False)
+    submit(config("r"), Resources(gpus_per_node=0, site=str(site), dependency="afterany:100"))
+    done = subprocess.run(
+        ["bash", str(slurm / "101.job")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": f"{slurm}:/usr/bin:/bin"},
+    )
+    words = done.stdout.splitlines()
+    assert words[0] == "--unbuffered"
+    assert words[words.index("env") + 2 :][:2] == [sys.executable, "-P"]
     with pytest.raises(InputError, match="--site"):
         prepare([config("r")], Resources(gpus_per_node=0, site=str(tmp_path / "none.sh")), tmp_path / "r")
 
