@@ -13,8 +13,10 @@ from submitit.core.utils import DelayedSubmission
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, append, read_log
 from launch import queue
+from launch.cli import main
 from launch.resources import Resources
 from launch.submit import prepare, submit, submit_all
+from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.programs import SBATCH, stand_ins
 from tests.support.runs import tiny_config, write_config
@@ -235,3 +237,50 @@ def test_inside_a_job_its_marks_are_left_out(
     seen = {line.partition("=")[0] for line in (slurm / "env").read_text().splitlines()}
     assert "SLURM_CONF" in seen
     assert not {"SLURM_JOB_ID", "SLURM_NTASKS"} & seen
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of `ltx-launch slurm WORDS`."""
+    monkeypatch.setattr("sys.argv", ["ltx-launch", "slurm", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_what_could_not_run_is_refused_before_it_is_queued(
+    slurm: Path,
+    model_folder: Path,
+    paired_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    described = tiny_config(model_folder, paired_dataset.root, tmp_path / "run", deepspeed={"config": {}})
+    path = str(write_config(tmp_path / "c.yaml", described))
+    sweep = "--sweep=batching.max_tokens_per_pack=100,3"
+    assert typed(monkeypatch, path, "--gpus-per-node=0", sweep) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: max_tokens_per_pack=3: 30 of 30 samples have more tokens")
+    assert not list(slurm.glob("*.job"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_shows_config_plan_and_script_and_queues_nothing(
+    slurm: Path,
+    model_folder: Path,
+    paired_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    described = tiny_config(model_folder, paired_dataset.root, tmp_path / "run", deepspeed={"config": {}})
+    path = str(write_config(tmp_path / "c.yaml", described))
+    assert typed(monkeypatch, path, "seed=11", "--gpus-per-node=0", "--nodes=2", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    for part in ("\nseed: 11\n", "# 20 steps", "# a step: 7.0 samples", "\n#SBATCH --nodes=2\n"):
+        assert part in printed
+    assert not list(slurm.glob("*.job"))
+    assert not (tmp_path / "run").exists()
+    assert typed(monkeypatch, path, "--gpus-per-node=0") == 0
+    assert f"job 100: {tmp_path / 'run'}\n" in capsys.readouterr().out
