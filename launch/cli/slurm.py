@@ -165,7 +165,7 @@ def left_command(
     from dist_trainer.rundir import RunFolder
     from launch.after import bad_hosts, start_of
     from launch.cli.after import after_ranks
-    from launch.requeue import place, requeue
+    from launch.requeue import place, queued_as, requeue
     from launch.supervisor import end_of
 
     run = runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
@@ -173,7 +173,8 @@ def left_command(
     if said is None:
         after_ranks(run, code)
     elif said["again"]:
-        (job, restart), now = start_of(os.environ), place(os.environ["SLURM_JOB_ID"])
+        job, (_, restart) = queued_as(os.environ), start_of(os.environ)
+        now = place(job)
         if now.ours and now.restarts == restart:  # it was killed before it could act on its own word
             requeue(job, bad_hosts(RunFolder(run)))
     raise typer.Exit(code)

@@ -207,8 +207,8 @@ def test_how_a_start_ended_is_found_again(task: Task) -> None:
 @pytest.mark.parametrize(
     ("said", "state", "restarts", "done"),
     [
-        (None, "RUNNING", 0, "requeue 4711"),
-        (True, "RUNNING", 0, "requeue 4711"),
+        (None, "RUNNING", 0, "requeue 4711_1"),
+        (True, "RUNNING", 0, "requeue 4711_1"),
         (True, "RUNNING", 1, ""),
         (True, "COMPLETING", 0, ""),
         (False, "RUNNING", 0, ""),
@@ -217,15 +217,19 @@ def test_how_a_start_ended_is_found_again(task: Task) -> None:
 def test_what_is_left_after_the_tasks_is_done_once(
     task: Task, monkeypatch: pytest.MonkeyPatch, said: bool | None, state: str, restarts: int, done: str
 ) -> None:
-    """The batch script's last line: the first task was killed before it could say, or do, what becomes of the job."""
+    """The batch script's last line: the first task was killed before it could say, or do, what becomes of the job.
+
+    Here the last job of an array, which has the array's own number.
+    """
     show = f'echo "JobId=4711 JobState={state} Reason=None Restarts={restarts} ExcNodeList=(null)"'
     folder = stand_ins(
         task.run.root.parent / "bin",
         monkeypatch,
         scontrol=f'case $1 in show) {show} ;; *) echo "$*" >> "$HERE/done" ;; esac',
     )
-    monkeypatch.setenv("SLURM_JOB_ID", JOB)
-    monkeypatch.setattr("sys.argv", ["ltx-launch", "job-left", str(task.run.root), "137"])
+    for name, value in {"JOB_ID": JOB, "ARRAY_JOB_ID": JOB, "ARRAY_TASK_ID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("sys.argv", ["ltx-launch", "job-left", "/runs/other", str(task.run.root), "137"])
     if said is not None:
         supervisor.ended(task.run.root, 137, "cause", Verdict(said, "why"), os.environ)
     with pytest.raises(SystemExit) as end:
