@@ -66,10 +66,12 @@ def save_as_asked(
 
     Raises InputError as `save_if_due` does.
     """
+    main = gathering.world.is_main
+    # Asked before the save: it makes the lead another one.
+    why = requests.reason(wish) if main and wish is not Wish.NONE else ""
     began = time.perf_counter()
     saved = save_if_due(step, wish, config, engine, folder, gathering)
     seconds = time.perf_counter() - began
-    main = gathering.world.is_main
     if saved:
         requests.saved(seconds)
         if main:
@@ -77,11 +79,12 @@ def save_as_asked(
             _say(requests.warning())
         # What was asked for during the save is asked for at a checkpoint: no further step need be trained for it.
         later = agreed(requests, gathering)
-        wish = max(wish, later) if later >= Wish.COME_BACK else wish
+        if later > max(wish, Wish.SAVE):
+            wish, why = later, requests.reason(later)
     if saved or wish is Wish.SAVE:
         requests.answered()
     if saved and main and wish is not Wish.NONE:
-        _say(f"saved after step {step}: {requests.reason(wish)}")
+        _say(f"saved after step {step}: {why}")
     return wish
 
 

@@ -98,11 +98,11 @@ class Requests:
 
     def warning(self) -> str:
         """In one line, once, that the job's time is short for its steps and saves; "" where it is not."""
-        if self._warned or self._ends_at is None:
+        # Before a save is timed, the lead is a guess.
+        if self._warned or self._ends_at is None or not self._saves_s:
             return ""
         whole, lead = self._ends_at - self._began, self.lead_s
-        # Before a save is timed, the lead is a guess.
-        if whole >= (2 * lead if self._saves_s else lead):
+        if whole >= 2 * lead:
             return ""
         self._warned = True
         left = (
@@ -119,8 +119,11 @@ class Requests:
         """What this rank asks for now."""
         if self._is_main and _is_there(self._stop):
             return Wish.STOP
-        if self._signals or (self._is_main and self._left_s() < self.lead_s):
+        if self._signals:
             return Wish.COME_BACK
+        if self._is_main and self._left_s() < self.lead_s:
+            # A first save tells how long one takes: perhaps there is time for more steps.
+            return Wish.COME_BACK if self._saves_s else Wish.SAVE
         return Wish.SAVE if self._is_main and _is_there(self._save) else Wish.NONE
 
     def needless(self, folder: RunFolder, steps: int, gathering: Gathering) -> str:
@@ -139,9 +142,11 @@ class Requests:
 
     def reason(self, wish: Wish) -> str:
         """Why, in words, for rank 0 to say."""
-        if wish in (Wish.STOP, Wish.SAVE):
-            return f"{self._stop if wish is Wish.STOP else self._save} is there"
         left = self._left_s()
+        if wish is Wish.STOP or (wish is Wish.SAVE and _is_there(self._save)):
+            return f"{self._stop if wish is Wish.STOP else self._save} is there"
+        if wish is Wish.SAVE:
+            return f"the job ends in {left:.0f} s, and no save has been timed yet"
         if not self._signals:
             return f"the job ends in {left:.0f} s" if left < self.lead_s else "another rank was told to"
         name = signal.Signals(self._signals[0]).name
