@@ -11,7 +11,7 @@ from shards.dataset.manifest import write_manifest
 from shards.dataset.opened import Dataset
 from tests.support.bench import TOGETHER_S, Bench, assert_refused, only_row
 from tests.support.datasets import write_dataset
-from tests.support.forked import Kill, train
+from tests.support.forked import train
 from tests.support.runs import lora_blocks
 
 pytestmark = pytest.mark.timeout(300)
@@ -71,24 +71,6 @@ def test_a_damaged_checkpoint_that_only_rank_0_looks_at_is_told_once(bench: Benc
     file.write_bytes(file.read_bytes()[:-5])
     ended = bench.run(size=2, blocks={"optimization": {"steps": 2}})
     assert_refused(ended, file)
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_ends_the_other_which_names_it(bench: Bench, killed: int) -> None:
-    kill = Kill(killed, str(bench.output / "metrics.jsonl"), lines=2)
-    ended = bench.run(size=2, blocks={"optimization": {"steps": 500}}, kill=kill)
-    assert not ended.timed_out, str(ended)
-    assert ended.codes[killed] == -9
-    assert ended.codes[1 - killed] == 1
-    assert ended.seconds_after_first < TOGETHER_S
-    left = ended.stderr[1 - killed]
-    if killed == 0:
-        # Its store went with it, so nobody can tell whether it had already spoken.
-        assert "rank 1 ends: rank 0 failed or is gone" in left
-        assert not ended.errors
-    else:
-        assert len(ended.errors) == 1
-        assert "not heard of again: rank 1" in left
 
 
 def test_a_rank_that_never_starts_is_named(bench: Bench) -> None:
