@@ -130,9 +130,10 @@ def test_a_damaged_sample_is_a_nodes_fault_where_others_read_it_well(nodes: Node
 
 
 def test_health_preflight_turns_it_off(nodes: Nodes) -> None:
-    ended = nodes.on(["health.preflight=false"])
-    assert ended.codes == [0], str(ended)
-    assert "preflight:" not in ended.stdout[0]
+    off = "health.preflight=false"
+    ended = nodes.on([off], [off, "data.preprocessed_data_root=/nowhere"])
+    assert_refused(ended, "error: data.preprocessed_data_root: dataset folder /nowhere does not exist")
+    assert not nodes.bad()
 
 
 def test_a_rank_that_falls_silent_is_named_and_recorded(
