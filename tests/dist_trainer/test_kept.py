@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.kept import complete_steps, prune
+from dist_trainer.kept import complete_steps, prune, set_aside, steps_there, were_set_aside
 from tests.support.checkpoints import SHAPES, owned, state, write
 
 
@@ -28,3 +28,19 @@ def test_steps_sort_as_numbers(tmp_path: Path) -> None:
     for step in (999_999, 1_000_000, 5):
         write(tmp_path, step, SHAPES, owned(state(SHAPES), 1))
     assert complete_steps(tmp_path) == [5, 999_999, 1_000_000]
+
+
+def test_pruning_never_deletes_the_one_just_saved(tmp_path: Path) -> None:
+    """Somebody put newer ones there while the run trained."""
+    for step in (2, 4, 90, 95):
+        write(tmp_path, step, SHAPES, owned(state(SHAPES), 1))
+    prune(tmp_path, 1, good=4)
+    assert complete_steps(tmp_path) == [4, 95]
+
+
+def test_a_damaged_one_gets_a_name_that_is_free(tmp_path: Path) -> None:
+    for name in ("damaged_step_000004", "damaged_step_000004_2"):
+        write(tmp_path, 4, SHAPES, owned(state(SHAPES), 1))
+        assert set_aside(tmp_path, 4).name == name
+        assert steps_there(tmp_path) == []
+    assert were_set_aside(tmp_path) == ["damaged_step_000004", "damaged_step_000004_2"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from dist_trainer import saving as module
 from dist_trainer.checkpoint import newest, open_checkpoint
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.kept import complete_steps
-from dist_trainer.saving import Piece
+from dist_trainer.saving import NoRoom, Piece
 from dist_trainer.saving import save as save_together
 from tests.support.checkpoints import SHAPES, Values, assert_holds, owned, state, write
 from tests.support.gatherings import at_once, in_memory
@@ -184,3 +186,42 @@ def test_a_rank_that_fails_in_a_save_leaves_no_checkpoint(tmp_path: Path) -> Non
     assert "saving step 5: written: rank 1" in str(main)
     assert complete_steps(tmp_path) == []
     assert not (tmp_path / "latest").exists()
+
+
+def test_a_checkpoint_larger_than_what_is_free_is_not_begun(tmp_path: Path) -> None:
+    values = state(SHAPES)
+    write(tmp_path, 4, SHAPES, owned(values, 2))
+    shapes = {**SHAPES, "large": (10**9, 10**9)}
+
+    def act(gathering: Gathering) -> Path:
+        return save_together(tmp_path, 8, shapes, owned(values, 2)[gathering.world.rank], gathering, 1)
+
+    main, other = at_once(act, in_memory(2))
+    assert isinstance(main, NoRoom)
+    assert re.fullmatch(
+        rf"{tmp_path}: a checkpoint needs 1117587\d\d\d\d\.\d GiB, \d+\.\d [GM]iB are free", str(main)
+    )
+    assert str(other) == str(main)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000004"]
+    assert_whole(tmp_path, {4: values})
+
+
+def test_a_limit_met_on_the_way_ends_a_save_alike_on_all_ranks(tmp_path: Path) -> None:
+    """The process may write no more than 600 bytes to a file: the system refuses as a full disk does."""
+    before, after = state(SHAPES, 1), state(SHAPES, 2)
+    write(tmp_path, 4, SHAPES, owned(before, 2))
+
+    def act(gathering: Gathering) -> Path:
+        # All of it is rank 1's.
+        pieces = owned(after, 1)[0] if gathering.world.rank else []
+        return save_together(tmp_path, 8, SHAPES, pieces, gathering, 1)
+
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+        ends = at_once(act, in_memory(2))
+        said = f"{tmp_path}: File too large while rank 1 wrote to it"
+        os._exit(0 if [(type(end), str(end)) for end in ends] == [(NoRoom, said)] * 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000004"]
+    assert_whole(tmp_path, {4: before})

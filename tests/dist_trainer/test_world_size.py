@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from shards.dataset.opened import Dataset
-from tests.support.runs import lora_blocks, losses, tiny_config, train, trained, write_config
+from tests.support.forked import several
+from tests.support.runs import lora_blocks, losses, tiny_config, trained, write_config
 
-STEPS = 20
+STEPS = 12
 
 SGD = {"optimizer_type": "sgd"}
 # Adam divides by the square root of tiny second moments: where a gradient is nearly zero, float32's rounding (6e-8
-# relative, summed in another order on other ranks) can turn an update of size lr. Losses after 20 steps of size lr
+# relative, summed in another order on other ranks) can turn an update of size lr. Losses after 12 steps of size lr
 # then differ by about lr times the share of such weights; ten times what SGD keeps covers it with room.
 ADAM = {"optimizer_type": "adamw", "learning_rate": 1e-3}
 
@@ -51,7 +52,7 @@ def runs(model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.T
             for cap in (24, 1000):
                 batching = {"samples_per_step": 7, "max_tokens_per_pack": cap}
                 configs.append(config(f"cap_{cap}", {**RUNS["sgd"], "batching": batching}))
-        train(size, *configs, logs=root / f"logs_{size}")
+        several(size, *configs, logs=root / f"logs_{size}")
     return root
 
 

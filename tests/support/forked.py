@@ -106,6 +106,13 @@ def train(size: int, config: Path, logs: Path, **settings: Any) -> Ended:
     return ended
 
 
+def several(size: int, *configs: Path, logs: Path, timeout_s: float = 600.0) -> Ended:
+    """Train configs one after another in the same ranks; fails with all output on a bad exit code."""
+    ended = launch(size, *configs, logs=logs, module="tests.support.several_runs", timeout_s=timeout_s)
+    assert ended.codes == [0] * size, str(ended)
+    return ended
+
+
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     process = subprocess.Popen(
