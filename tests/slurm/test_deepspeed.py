@@ -249,12 +249,15 @@ def test_under_srun_a_killed_rank_ends_the_launchers_and_the_job_comes_back(job:
     killed = job.ends()[0]
     assert killed["code"] not in (0, 2, 85), job.printed()
     assert killed["again"]
-    assert "rank 1 (node" in job.printed()
+    # Launchers that died of the signal that ends the step would leave nobody to wait for this word.
+    assert "rank 1 (node" in killed["cause"], job.printed()
 
 
 def test_under_srun_a_signal_saves_and_the_launchers_end_with_the_code_to_come_back(job: UnderSrun) -> None:
     killed, told, _ = job.ends()
     assert (told["code"], told["again"]) == (85, True), job.printed()
+    # Of the launcher, which lived longer than its rank.
+    assert "exits with return code = 85" in job.printed()
     assert told["step"] == told["reached"] > killed["step"]
 
 
