@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,8 @@ from dist_trainer.engine import Engine
 from dist_trainer.feed import Fed
 from dist_trainer.loss import sample_sums
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
-from dist_trainer.replaced import Ledger
-from dist_trainer.skipped import Skips
+from dist_trainer.replaced import Ledger, Replaced
+from dist_trainer.skipped import Skipped, Skips
 from dist_trainer.stop import Requests, Wish
 from dist_trainer.world import World
 from shards.dataset.manifest import Manifest
@@ -84,14 +84,8 @@ def train(
         norm = engine.step(learning_rate)
         skipped = skips.settle(step, reduced.rows, reduced.losses, norm)
         elapsed = time.perf_counter() - began
-        figures = _figures(item, plan, reduced, elapsed) | {
-            "train/learning_rate": learning_rate,
-            "train/grad_norm": norm,
-            "train/skipped": float(skipped is not None),
-            "train/skipped_total": float(skips.total),
-            "data/replaced": float(len(replaced)),
-            "data/replaced_total": float(ledger.total),
-        }
+        figures = _figures(item, plan, reduced, elapsed) | _faults(skips, skipped, ledger, replaced)
+        figures |= {"train/learning_rate": learning_rate, "train/grad_norm": norm}
         ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced, skipped))
         skips.check()
@@ -134,6 +128,18 @@ def _figures(item: Fed, plan: Plan, reduced: ReducedStep, elapsed_s: float) -> d
         "pack/micro_steps": float(len(layout.packs)),
         "pack/idle": layout.idle,
         "memory/peak_gib": reduced.peak_bytes / 2**30,
+    }
+
+
+def _faults(
+    skips: Skips, skipped: Skipped | None, ledger: Ledger, replaced: Sequence[Replaced]
+) -> dict[str, float]:
+    """What went wrong in the step, and so far, by TensorBoard name."""
+    return {
+        "train/skipped": float(skipped is not None),
+        "train/skipped_total": float(skips.total),
+        "data/replaced": float(len(replaced)),
+        "data/replaced_total": float(ledger.total),
     }
 
 
