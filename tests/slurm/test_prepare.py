@@ -60,10 +60,9 @@ def test_an_array_with_a_rank_killed_makes_the_dataset_that_one_process_makes(
     output = f"--output={tmp_path}/%A_%a.out"
     words = (*SIZE, output, "slurm/prepare.sh", *stage(table, tmp_path / "out"))
     job = slurm.submit(*words, cwd=ROOT, env=environment())
-    finish(stage(table, tmp_path / "alone"))
-    begun = tmp_path / "out" / ".encode"
-    slurm.wait(f"{job}_1", until=lambda: begun.is_dir() and bool(slurm.ranks(f"{job}_1", 1)))
+    slurm.wait(f"{job}_1", until=lambda: bool(slurm.ranks(f"{job}_1", 1)))
     slurm.kill_rank(f"{job}_1", 1)
+    finish(stage(table, tmp_path / "alone"))
     # Those that remain do its work, and its array task says that it was not whole.
     assert slurm.wait(f"{job}_0", *ENDED, limit=200) == "COMPLETED", printed(tmp_path)
     assert slurm.wait(f"{job}_1", *ENDED, limit=200) == "FAILED", printed(tmp_path)
