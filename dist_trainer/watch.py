@@ -294,7 +294,8 @@ class Watch:
         faulthandler.cancel_dump_traceback_later()
         within(_IO_S, lambda: os.write(2, f"{line}{more}\n".encode()))
         self.write_stacks(verdict or self._verdict or line)
-        if self._world.size > 1 and not self._lost and 0 not in without:
+        reachable = not self._lost and (self._world.is_main or 0 not in without)
+        if self._world.size > 1 and reachable:
             within(3 * self.interval + _IO_S, lambda: self._take_leave(verdict, without))
         self.give_time()
         if self._world.is_main:
