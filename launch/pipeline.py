@@ -68,9 +68,9 @@ def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[St
 
     def stage(name: str, module: str, words: Sequence[str], asked: Resources, tasks: int, does: str) -> Stage:
         command = Command((sys.executable, "-P", "-m", module, *words))
-        order = replace(
-            training.order, name=f"{training.order.name}-{name}", tasks=[command] * tasks, resources=asked
-        )
+        # The last word is the run's alone: a command says by its exit code how it ended.
+        named = replace(training.order, name=f"{training.order.name}-{name}", last_word=())
+        order = replace(named, tasks=[command] * tasks, resources=asked)
         return Stage(name, order, does)
 
     return [

@@ -86,7 +86,11 @@ def test_every_stage_runs_the_snapshot_that_is_there_when_it_is_queued(
     stand_ins(slurm, monkeypatch, sbatch=f'[ -d "{training.order.snapshot}/launch" ] || exit 1\n{SBATCH}')
     pipeline(config, GPUS, data)
     for stage in chain:
-        assert f"PYTHONPATH={training.order.snapshot}" in queue.script(stage.order)
+        text = queue.script(stage.order)
+        assert f"PYTHONPATH={training.order.snapshot}" in text
+        assert ("job-left" in text) == (stage.name == "train"), (
+            "what becomes of the run is decided for its own job"
+        )
 
 
 def test_a_chain_that_cannot_be_queued_to_its_end_leaves_nothing(

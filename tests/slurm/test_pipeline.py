@@ -79,3 +79,4 @@ def test_nothing_waits_for_a_stage_that_failed(chains: dict[str, Chain]) -> None
     assert [chain.state(stage) for stage in STAGES] == ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
     assert "5.mp4" in chain.printed()
     assert "Traceback" not in chain.printed()
+    assert [one["event"] for one in lines(chain.folder / "run" / "logs" / "jobs.jsonl")] == ["submitted"]
