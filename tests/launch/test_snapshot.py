@@ -24,7 +24,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def imported_from(folder: Path, cwd: Path) -> list[Path]:
     """Where a job's Python finds the packages, called in `cwd`."""
-    script = "import shards, dist_trainer, launch; print(shards.__file__, dist_trainer.__file__, launch.__file__)"
+    script = (
+        "import shards, dist_trainer, launch; print(shards.__file__, dist_trainer.__file__, launch.__file__)"
+    )
     (folder / "where.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "-P", "-m", "where"],
