@@ -185,7 +185,8 @@ def _finish(
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        full = f"{final.parent}: {error.strerror}"
+        # With its name it is saved; the next save or launch puts `latest` right.
+        full = "" if final.exists() and not temporary.exists() else f"{final.parent}: {error.strerror}"
     if full:
         shutil.rmtree(temporary, ignore_errors=True)
     return full

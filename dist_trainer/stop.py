@@ -159,7 +159,10 @@ class Requests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self._training:
-            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name} before the first step\n".encode())
+            with suppress(OSError):  # nobody may read any more
+                os.write(
+                    sys.stderr.fileno(), f"{signal.Signals(number).name} before the first step\n".encode()
+                )
             os._exit(COME_BACK_CODE)
         self._signals.append(number)
 

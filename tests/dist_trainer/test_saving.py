@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -225,3 +226,18 @@ def test_a_limit_met_on_the_way_ends_a_save_alike_on_all_ranks(tmp_path: Path) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000004"]
     assert_whole(tmp_path, {4: before})
+
+
+def test_what_has_its_name_is_saved_also_where_there_is_no_room_for_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = state(SHAPES, 1), state(SHAPES, 2)
+    write(tmp_path, 4, SHAPES, owned(before, 2))
+
+    def full(folder: Path, step: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "point_latest", full)
+    write(tmp_path, 8, SHAPES, owned(after, 2), keep_last_n=1)
+    assert_whole(tmp_path, {4: before, 8: after})
+    assert complete_steps(tmp_path) == [4, 8]

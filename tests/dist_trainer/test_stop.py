@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,21 @@ def test_a_signal_before_the_first_step_ends_at_once_and_asks_to_come_back(runs:
     assert ended.codes[0] == COME_BACK_CODE, str(ended)
     assert not ended.timed_out
     assert not (runs.folder("early") / "metrics.jsonl").exists()
+
+
+def test_nor_does_it_matter_whether_anybody_reads_what_it_says(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.stderr = os.fdopen(writer, "w")
+            with Requests(tmp_path, is_main=True).listening():
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == COME_BACK_CODE
 
 
 def test_of_several_wishes_the_greatest_counts(tmp_path: Path) -> None:
