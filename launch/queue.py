@@ -93,6 +93,10 @@ def script(order: Order) -> str:
 
 
 def _executor(order: Order) -> _Executor:
+    for folder in (order.folder, Path.cwd()):
+        if not str(folder).isprintable() or "%" in str(folder):
+            # A second line of the batch script would be a command; sbatch fills in what follows a %.
+            raise InputError(f"{str(folder)!r}: has a line break or % in its name; choose another folder")
     # Ahead of whatever the environment leads to; without -P the folder of the call would come first.
     path = f'PYTHONPATH={shlex.quote(str(order.snapshot))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     called = '"${PYTHON[@]}"' if order.site else shlex.quote(sys.executable)

@@ -92,10 +92,16 @@ def test_nothing_is_asked_for_where_nothing_is_new(slurm: Path) -> None:
     assert changes(slurm) == []
 
 
-def test_a_controller_that_is_restarted_is_asked_again(slurm: Path) -> None:
-    (slurm / "fails").write_text(
-        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
-    )
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Unable to contact slurm controller (connect failure)",
+        "Socket timed out on send/recv operation",
+        "Zero Bytes were transmitted or received",
+    ],
+)
+def test_a_controller_that_is_away_or_busy_is_asked_again(slurm: Path, error: str) -> None:
+    (slurm / "fails").write_text(f"slurm_load_jobs error: {error}")
     assert requeue.place("7").state == "RUNNING"
 
 

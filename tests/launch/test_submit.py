@@ -42,6 +42,17 @@ def lines(script: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in script.splitlines()]
 
 
+@pytest.mark.parametrize("name", ["r\ntouch hit\n#", "r\x7f", "50%"])
+def test_a_folder_that_the_script_would_misread_is_refused(
+    config: Callable[[str], RunConfig], tmp_path: Path, name: str
+) -> None:
+    order = prepare(
+        [config("r").model_copy(update={"output_dir": tmp_path / name})], CPU, tmp_path / name
+    ).order
+    with pytest.raises(InputError, match="choose another folder"):
+        queue.script(order)
+
+
 def test_the_script_asks_for_the_resources(config: Callable[[str], RunConfig], tmp_path: Path) -> None:
     asked = Resources(
         nodes=4,
