@@ -85,7 +85,8 @@ def address(environ: Mapping[str, str], world: World) -> tuple[str, int]:
     if world.size == 1:
         return "127.0.0.1", 0
     if "SLURM_JOB_ID" in environ and "SLURM_JOB_NODELIST" in environ:
-        return _first_host(environ["SLURM_JOB_NODELIST"]), 20000 + int(environ["SLURM_JOB_ID"]) % 20000
+        # As slurm/lib/run.sh, which tells why; two ways of counting could meet.
+        return _first_host(environ["SLURM_JOB_NODELIST"]), 16000 + int(environ["SLURM_JOB_ID"]) % 16000
     raise InputError("environment: MASTER_ADDR and MASTER_PORT must be set when WORLD_SIZE is above 1")
 
 

@@ -82,7 +82,7 @@ def test_alone_needs_no_master() -> None:
 
 def test_under_srun_the_master_is_the_jobs_first_node(scontrol: Path) -> None:
     environ = {"SLURM_JOB_ID": "45678", "SLURM_JOB_NODELIST": "node[07-08]"}
-    assert address(environ, World(1, 2, 0)) == ("node07", 25678)
+    assert address(environ, World(1, 2, 0)) == ("node07", 29678)
     assert (scontrol.parent / "asked").read_text() == "show hostnames node[07-08]\n"
 
 
