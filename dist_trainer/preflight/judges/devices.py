@@ -15,10 +15,19 @@ _USED = 0.15  # of a GPU's memory
 
 
 def devices(hosts: Sequence[str], reports: Reports) -> list[Finding]:
-    """Findings in the ranks' devices. A device that fails is its node's fault, however many do."""
+    """Findings in the ranks' devices. A device that fails is its node's fault, however many do; but where those of most
+    nodes are late, what the nodes share is slow.
+    """
     found = []
+    late = list(dict.fromkeys(hosts[rank] for rank, report in enumerate(reports) if report["device"].late))
+    shared = len(late) > 1 and 2 * len(late) > len(set(hosts))
+    if shared:
+        text = f"devices of {len(late)} of {len(set(hosts))} nodes, {late[0]} first, did not answer in time"
+        found.append(
+            Finding("failure", f"{text}; is the file system slow from which they load their software?")
+        )
     for rank, report in enumerate(reports):
-        if report["device"].fault:
+        if report["device"].fault and not (shared and report["device"].late):
             text = f"{hosts[rank]} (rank {rank}): device: {report['device'].fault}; have this node looked at"
             found.append(Finding("node", text, hosts[rank]))
     alive = {

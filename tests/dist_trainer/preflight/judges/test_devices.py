@@ -32,6 +32,16 @@ def test_a_device_that_fails_is_its_nodes_fault_even_where_all_do() -> None:
     assert found[1].text == "b (rank 1): device: computes wrong; have this node looked at"
 
 
+def test_devices_of_most_nodes_that_are_late_are_no_nodes_fault() -> None:
+    late, wrong = Outcome(fault="did not end within 40 s", late=True), Outcome(fault="computes wrong")
+    assert [(one.kind, one.host) for one in judged({1: late, 2: late, 3: late, 4: wrong})] == [
+        ("failure", ""),
+        ("node", "c"),
+    ]
+    for changed, hosts in (({3: late}, HOSTS), ({0: late}, ["a"]), ({1: late}, ["a", "b"])):
+        assert [one.kind for one in judged(changed, hosts)] == ["node"]
+
+
 def test_a_node_without_its_gpus_is_left_out() -> None:
     cpu = {"kind": "cpu", "name": "CPU", "visible": 0, "speed": 0.0}
     [found] = [one for one in judged({2: cpu, 3: cpu}) if one.kind != "warning"]
