@@ -24,7 +24,8 @@ from shards.errors import InputError
 # What ends a chain of restarts is told by launch.after, which looks at the run's progress, not at time-outs.
 _NO_LIMIT = 10**9
 # srun must not end the others when one task ends: the first task decides what becomes of the job, and needs its time.
-_SRUN = ("--kill-on-bad-exit=0", "--wait=1800")
+# Tasks get all that the script sets, also on sites where jobs are queued with --export=NONE.
+_SRUN = ("--kill-on-bad-exit=0", "--wait=1800", "--export=ALL")
 
 
 @dataclass(frozen=True)

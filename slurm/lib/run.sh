@@ -31,7 +31,7 @@ train() {
     step --kill-on-bad-exit=1 --wait=120 --unbuffered --output="$run/logs/ranks/%j_%t.log" --open-mode=append \
         "${TASK[@]}" "$@" 2>"$run/logs/$SLURM_JOB_ID.srun.log" || code=$?
     # To queue the job again is to have this script told to end, which must wait until all is arranged.
-    trap '' TERM
+    trap '' TERM USR1 USR2
     "${PYTHON[@]}" -m launch job-ended "$run" "$code"
 }
 
@@ -51,8 +51,12 @@ shards() {
 
 enter() {
     cd "$SLURM_SUBMIT_DIR"
+    set +u # modules and conda read what may not be set
     # shellcheck source=slurm/site.sh
     source slurm/site.sh
+    set -u
+    # Ranks get all that is set here, also where jobs are queued with --export=NONE.
+    export SLURM_EXPORT_ENV=ALL
     # srun does not take this over from the script's header.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}

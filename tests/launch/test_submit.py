@@ -188,6 +188,7 @@ def test_the_file_of_the_cluster_is_kept_and_read_first(
     )
     words = done.stdout.splitlines()
     assert words[0] == "--container-image=a"
+    assert "--export=ALL" in words, "also where sbatch was told to hand on nothing"
     assert words[words.index("env") + 1 :][:5] == [f"PYTHONPATH={kept}", "in_a_box", "python", "-P", "-u"]
     site.write_text("")
     monkeypatch.delenv("LTX_PYTHON", raising=False)
