@@ -12,7 +12,7 @@ from shards.errors import InputError
 
 _TRIES, _PAUSE_S, _CALL_S = 12, 10.0, 60.0  # a controller that is restarted does not answer for a while
 # What Slurm's commands say of a controller that is away, and of one that is busy.
-_LATER = ("Unable to contact", "Connection refused", "Socket timed out", "Zero Bytes")
+LATER = ("Unable to contact", "Socket timed out", "Zero Bytes")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _scontrol(*words: str) -> str:
         code, said, error = _run(("scontrol", *words))
         if code == 0:
             return said
-        if tried == _TRIES or not any(one in error for one in _LATER):
+        if tried == _TRIES or not any(one in error for one in LATER):
             break
         time.sleep(_PAUSE_S)
     raise InputError(f"scontrol {' '.join(words)}: {error or f'exit code {code}'}")

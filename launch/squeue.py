@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from launch.requeue import LATER
 from shards.errors import InputError
 
 WAITS, RUNS = ("PENDING",), ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
@@ -85,7 +86,7 @@ def _ask(*command: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
     except subprocess.TimeoutExpired:
         raise InputError(f"{command[0]}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
-    if done.returncode and "Unable to contact" in done.stderr:
+    if done.returncode and any(one in done.stderr for one in LATER):
         raise InputError(f"{command[0]}: {' '.join(done.stderr.split())}")
     return [line for line in done.stdout.splitlines() if "|" in line]
 

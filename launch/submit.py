@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_trainer.config import RunConfig
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.rundir import RunFolder, append
 from launch import snapshot
 from launch.after import bad_hosts
 from launch.job import Training
 from launch.queue import Order, queue
 from launch.resources import Resources
+from launch.squeue import places
+from launch.status import jobs_of
 from shards.errors import InputError
 
-_CALL_S = 60.0
 _SITE = "site.sh"
 
 
@@ -108,25 +107,16 @@ def hand_in(prepared: Prepared) -> list[Submission]:
 
 
 def check_not_queued(run: Path) -> None:
-    """Raise InputError where the job that this run was last submitted as is waiting or running.
+    """Raise InputError where a job of this run is waiting or running, whoever queued it.
 
     A second one would find the folder taken, and end.
     """
-    submitted = [one for one in read_log(RunFolder(run).jobs) if one.get("event") == "submitted"]
-    if not submitted or shutil.which("squeue") is None:
-        return
-    job = str(submitted[-1].get("job"))
-    command = ["squeue", "--noheader", "--jobs", job, "--format=%T"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{' '.join(command)}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
-    # Of a job that Slurm has forgotten it says so, with a bad exit code and no line.
-    if state := found.stdout.strip():
-        raise InputError(
-            f"{run}: its job {job} is {state.splitlines()[0].lower()}; stop it first with `ltx-launch stop {run}`, or "
-            f"`scancel {job}`"
-        )
+    for job, place in places(jobs_of(RunFolder(run))).items():
+        if place.waits or place.runs:
+            raise InputError(
+                f"{run}: its job {job} is {place.state.lower()}; stop it first with `ltx-launch stop {run}`, or "
+                f"`scancel {job}`"
+            )
 
 
 def _read(site: Path) -> bytes:

@@ -212,8 +212,17 @@ def test_a_run_that_is_queued_is_not_queued_again(
 ) -> None:
     submit(config("r"), CPU)
     submit(config("r"), CPU)  # Slurm does not know the first any more
-    stand_ins(slurm, monkeypatch, squeue="echo RUNNING")
+    stand_ins(slurm, monkeypatch, squeue='echo "101|101|RUNNING|None|||node1"')
     with pytest.raises(InputError, match="its job 101 is running"):
+        submit(config("r"), CPU)
+    append(RunFolder(Path(config("r").output_dir)).jobs, {"event": "began", "job": "7"})  # of a batch script
+    stand_ins(slurm, monkeypatch, squeue='echo "7|7|PENDING|Priority||||"')
+    with pytest.raises(InputError, match="its job 7 is pending"):
+        submit(config("r"), CPU)
+    stand_ins(
+        slurm, monkeypatch, squeue='echo "squeue: error: Socket timed out on send/recv operation" >&2; exit 1'
+    )
+    with pytest.raises(InputError, match="timed out"):
         submit(config("r"), CPU)
     submit(config("r"), Resources(gpus_per_node=0, dependency="afterany:101"))
 
