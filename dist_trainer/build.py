@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from dist_trainer import flow
-from dist_trainer.conditioning import Recipe
 from dist_trainer.config import RunConfig
-from dist_trainer.data import make_plan
-from dist_trainer.deepspeed_config import deepspeed_config
-from dist_trainer.engine import Engine, check_settings
-from dist_trainer.feed import Feeding
-from dist_trainer.lora import add_adapter
-from dist_trainer.model import load_transformer
-from dist_trainer.optim import make_optimizer
+from dist_trainer.feed import flow
+from dist_trainer.feed.conditioning import Recipe
+from dist_trainer.feed.data import make_plan
+from dist_trainer.feed.feed import Feeding
+from dist_trainer.model.deepspeed_config import deepspeed_config
+from dist_trainer.model.engine import Engine, check_settings
+from dist_trainer.model.lora import add_adapter
+from dist_trainer.model.model import load_transformer
+from dist_trainer.model.optim import make_optimizer
 from dist_trainer.rundir import RunState
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dist_trainer import progress
-from dist_trainer.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
+from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
 from dist_trainer.config import RunConfig, load
-from dist_trainer.family import WEIGHTS, read_config
-from dist_trainer.lora import adapter_config, adapter_state, lora_config
-from dist_trainer.ltx.keys import lora_file
+from dist_trainer.model.family import WEIGHTS, read_config
+from dist_trainer.model.lora import adapter_config, adapter_state, lora_config
+from dist_trainer.model.ltx.keys import lora_file
 from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.watch import progress
 from shards.errors import InputError
 
 _FILE_BYTES = 5 * 10**9

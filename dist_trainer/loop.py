@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_trainer import progress
-from dist_trainer.collate import Pack
 from dist_trainer.dist import Gathering
-from dist_trainer.engine import Engine
-from dist_trainer.feed import Fed
-from dist_trainer.loss import sample_sums
+from dist_trainer.feed.collate import Pack
+from dist_trainer.feed.feed import Fed
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
+from dist_trainer.model.engine import Engine
+from dist_trainer.model.loss import sample_sums
 from dist_trainer.replaced import Ledger, Replaced
 from dist_trainer.skipped import Skipped, Skips
 from dist_trainer.stop import Requests, Wish
+from dist_trainer.watch import progress
 from dist_trainer.world import World
 from shards.dataset.manifest import Manifest
 from shards.errors import DamagedSample

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dist_trainer.dist import Gathering
+from dist_trainer.feed.substitute import substitutes
 from dist_trainer.rundir import RunFolder, records
-from dist_trainer.substitute import substitutes
 from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError
 from shards.plan import Plan, Step

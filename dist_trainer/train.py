@@ -12,31 +12,32 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from dist_trainer import dist, progress
+from dist_trainer import dist
 from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
+from dist_trainer.checkpoints.resume import expect_saves, resume, save_as_asked
+from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
-from dist_trainer.data import open_data, run_state
 from dist_trainer.dist import Gathering, MissingRanks
-from dist_trainer.engine import Engine
 from dist_trainer.export import export
-from dist_trainer.failure import BEFORE_START_S, fail
-from dist_trainer.family import vae_of
-from dist_trainer.feed import loader, micro_steps
+from dist_trainer.feed.data import open_data, run_state
+from dist_trainer.feed.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.model.engine import Engine
+from dist_trainer.model.family import vae_of
 from dist_trainer.output import print_on
 from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
-from dist_trainer.resume import expect_saves, resume, save_as_asked
 from dist_trainer.rundir import RunFolder, write_text
-from dist_trainer.saving import heeding_room
 from dist_trainer.schedule import lr_at
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
-from dist_trainer.watch import Watch
+from dist_trainer.watch import progress
+from dist_trainer.watch.failure import BEFORE_START_S, fail
+from dist_trainer.watch.watch import Watch
 from dist_trainer.world import World, discover, presumed
 from shards.efficiency import advice, report
 from shards.errors import InputError

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import load
 from dist_trainer.config.health import HealthConfig
-from dist_trainer.kept import complete_steps
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.requeue import place, queued_as

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.config import RunConfig, notices
-from dist_trainer.data import Planned, make_plan, open_data, run_state
-from dist_trainer.family import vae_of
+from dist_trainer.feed.data import Planned, make_plan, open_data, run_state
+from dist_trainer.model.family import vae_of
+from dist_trainer.model.targets import check_targets
+from dist_trainer.model.weights import shapes_of, stored_tensors
 from dist_trainer.provenance import mismatch
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
-from dist_trainer.targets import check_targets
-from dist_trainer.weights import shapes_of, stored_tensors
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.efficiency import Efficiency, advice, report
@@ -132,8 +132,8 @@ def _check_engine(config: RunConfig) -> None:
     """Raise InputError for settings of the user's own that DeepSpeed refuses; without any, torch is not needed."""
     if not config.deepspeed.config:
         return
-    from dist_trainer.deepspeed_config import deepspeed_config
-    from dist_trainer.engine import check_settings
+    from dist_trainer.model.deepspeed_config import deepspeed_config
+    from dist_trainer.model.engine import check_settings
 
     check_settings(deepspeed_config(config, on_gpu=False))
 

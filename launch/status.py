@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.checkpoints.kept import META, complete_steps, name_of
 from dist_trainer.config import load
-from dist_trainer.kept import META, complete_steps, name_of
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
 from launch.after import bad_hosts

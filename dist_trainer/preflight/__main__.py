@@ -14,9 +14,9 @@ from rich.console import Console
 from dist_trainer import dist
 from dist_trainer.config import load
 from dist_trainer.dist import MissingRanks
-from dist_trainer.failure import BEFORE_START_S, fail
 from dist_trainer.preflight.report import show
 from dist_trainer.preflight.trial import LIMIT_S, NETWORK_S, alone, together
+from dist_trainer.watch.failure import BEFORE_START_S, fail
 from dist_trainer.world import discover, presumed
 from shards.errors import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_trainer.config import RunConfig
-from dist_trainer.data import open_data
+from dist_trainer.feed.data import open_data
 from shards.errors import DamagedSample
 from shards.reader import Reader
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import RunConfig
-from dist_trainer.family import read_config
-from dist_trainer.kept import complete_steps
+from dist_trainer.model.family import read_config
 from dist_trainer.rundir import RunFolder
 
 _FLOAT = 4  # bytes
@@ -43,7 +43,7 @@ def trained_elements(config: RunConfig) -> int:
     import diffusers
     import torch
 
-    from dist_trainer.lora import add_adapter
+    from dist_trainer.model.lora import add_adapter
 
     described = read_config(config.model.model_source)
     with torch.device("meta"):

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dist_trainer.collate import collate, draws
-from dist_trainer.conditioning import Recipe
-from dist_trainer.loss import loss_weights
+from dist_trainer.feed.collate import collate, draws
+from dist_trainer.feed.conditioning import Recipe
+from dist_trainer.model.loss import loss_weights
 from shards.formats.sample import Sample
 from shards.geometry import Patch, Scale
 from shards.pack import costs, pack

@@ -27,10 +27,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dist_trainer import flow, ltx
-from dist_trainer.collate import Pack, collate, draws
-from dist_trainer.conditioning import Recipe, build
-from dist_trainer.loss import loss_weights, sample_sums
+from dist_trainer.feed import flow
+from dist_trainer.feed.collate import Pack, collate, draws
+from dist_trainer.feed.conditioning import Recipe, build
+from dist_trainer.model import ltx
+from dist_trainer.model.loss import loss_weights, sample_sums
 from shards.formats.sample import Sample
 from shards.geometry import Patch, Scale
 from shards.pack import costs, pack

@@ -8,7 +8,7 @@ import torch
 
 from dist_trainer.build import build_data, dtype_of
 from dist_trainer.config import RunConfig
-from dist_trainer.data import run_state
+from dist_trainer.feed.data import run_state
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from tests.support.datasets import SCALE

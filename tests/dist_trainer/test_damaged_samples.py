@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_trainer.substitute import substitutes
+from dist_trainer.feed.substitute import substitutes
 from shards.dataset.opened import Dataset, open_dataset
 from shards.plan import Batching, Plan
 from tests.support.bench import Bench, assert_refused

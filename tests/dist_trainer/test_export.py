@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dist_trainer import export as module
-from dist_trainer.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
+from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
 from dist_trainer.export import WEIGHTS, export
 from shards.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_trainer.config import load
-from dist_trainer.data import open_data
+from dist_trainer.feed.data import open_data
 from shards.dataset.convert import convert
 from shards.dataset.index import index
 from shards.dataset.opened import Dataset, open_dataset

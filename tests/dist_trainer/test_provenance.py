@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_trainer.family import vae_of
+from dist_trainer.model.family import vae_of
 from dist_trainer.provenance import check_vae
 from dist_trainer.tiny import write_tiny_model
 from shards.dataset.info import Source, write_info

@@ -9,7 +9,7 @@ import pytest
 
 from dist_trainer.build import open_reader
 from dist_trainer.config import RunConfig
-from dist_trainer.data import open_data
+from dist_trainer.feed.data import open_data
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.storage import open_storage

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_trainer.feed.substitute import substitutes
 from dist_trainer.replaced import Ledger, Replaced, open_ledger
 from dist_trainer.rundir import RunFolder
-from dist_trainer.substitute import substitutes
 from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError
 from shards.plan import Batching, Plan, Step

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_trainer.checkpoint import open_checkpoint
+from dist_trainer.checkpoints.checkpoint import open_checkpoint
 from dist_trainer.rundir import RunFolder
 from dist_trainer.skipped import LOSS, NORM, Skipped, Skips, open_skips, updates
 from shards.dataset.opened import Dataset, open_dataset

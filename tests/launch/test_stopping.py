@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.kept import complete_steps
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
 from launch.status import Status, last_step, statuses
 from launch.stopping import ask, wait

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.kept import complete_steps
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
 from shards.dataset.opened import Dataset
 from tests.support.audit import assert_same_run

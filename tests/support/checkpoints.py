@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from dist_trainer.checkpoint import Checkpoint
+from dist_trainer.checkpoints.checkpoint import Checkpoint
+from dist_trainer.checkpoints.saving import Piece, save
 from dist_trainer.dist import Gathering
-from dist_trainer.saving import Piece, save
 from tests.support.gatherings import at_once, in_memory
 
 Shapes = dict[str, tuple[int, ...]]

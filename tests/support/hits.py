@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from dist_trainer.kept import complete_steps
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
 from tests.support.runs import ROOT, environment
 from tests.support.slurm import Cluster, cluster, missing

@@ -16,10 +16,10 @@ import torch
 from dist_trainer import dist
 from dist_trainer.build import build_data, build_engine, dtype_of, open_reader
 from dist_trainer.config import RunConfig, load
-from dist_trainer.data import open_data, run_state
-from dist_trainer.engine import Engine, Slice
-from dist_trainer.feed import Fed, loader, micro_steps
-from dist_trainer.loss import sample_sums
+from dist_trainer.feed.data import open_data, run_state
+from dist_trainer.feed.feed import Fed, loader, micro_steps
+from dist_trainer.model.engine import Engine, Slice
+from dist_trainer.model.loss import sample_sums
 from dist_trainer.world import World, discover
 
 State = tuple[dict[Slice, dict[str, torch.Tensor]], list[float]]

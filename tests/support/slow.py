@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from dist_trainer import engine, model, train
+from dist_trainer import train
+from dist_trainer.model import engine, model
 
 TENSOR_S = 0.2
 

@@ -21,10 +21,10 @@ from tests.support.forked import Ended, launch
 # its name, before the export, before the exit code 85.
 MOMENTS = {
     "step": ("dist_trainer.loop", "_begin"),
-    "update": ("dist_trainer.engine", "Engine.step"),
-    "write": ("dist_trainer.saving", "save_file"),
-    "wrote": ("dist_trainer.saving", "sum_of"),
-    "name": ("dist_trainer.saving", "_complete"),
+    "update": ("dist_trainer.model.engine", "Engine.step"),
+    "write": ("dist_trainer.checkpoints.saving", "save_file"),
+    "wrote": ("dist_trainer.checkpoints.saving", "sum_of"),
+    "name": ("dist_trainer.checkpoints.saving", "_complete"),
     "export": ("dist_trainer.train", "export"),
     "leave": ("dist_trainer.train", "_come_back"),
 }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_trainer.conditioning import reference_scale
+from dist_trainer.feed.conditioning import reference_scale
 from shards.cli import main
 from shards.dataset.convert import convert
 from shards.dataset.index import index

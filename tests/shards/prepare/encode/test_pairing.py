@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.conditioning import reference_scale
+from dist_trainer.feed.conditioning import reference_scale
 from shards.errors import InputError
 from shards.geometry import Bucket, Scale
 from shards.prepare.encode.pairing import check_downscale, pair

@@ -1,0 +1,1 @@
+"""What a run saves of itself and goes on from."""

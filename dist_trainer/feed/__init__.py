@@ -1,0 +1,1 @@
+"""From the plan to packs on the device: samples, noise, conditions."""

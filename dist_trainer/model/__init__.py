@@ -1,0 +1,1 @@
+"""The model in training: weights, adapters, the packed forward, DeepSpeed."""

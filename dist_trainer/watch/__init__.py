@@ -1,0 +1,1 @@
+"""Whether the ranks live and move, and what is said when one does not."""
