@@ -133,7 +133,7 @@ def test_no_rank_speaks_of_a_failure_that_the_watch_has_found() -> None:
 
 
 def test_a_twin_answers_while_its_gathering_waits() -> None:
-    _, [_, other] = over_tcp(2)
+    server, (_, other) = over_tcp(2)
     ended: list[str] = []
 
     def wait() -> None:

@@ -26,7 +26,7 @@ def seen_from_outside(seen: list[Standing]) -> threading.Thread:
 
 
 def test_a_main_thread_in_a_meeting_waits_for_others() -> None:
-    _, [_, other] = over_tcp(2)
+    server, (_, other) = over_tcp(2)
     seen: list[Standing] = []
     looking = seen_from_outside(seen)
     with pytest.raises(MissingRanks):
