@@ -26,6 +26,7 @@ class Board:
         self._trained = LineLog(run.trained, after_step)
         self._replaced = LineLog(run.replaced, after_step)
         self._skipped = LineLog(run.skipped, after_step)
+        self._logs = (self._metrics, self._trained, self._replaced, self._skipped)
         self._console = Console(soft_wrap=True)
         # purge_step hides the events of steps that a killed run had gone past its last checkpoint.
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=after_step + 1) if tensorboard else None
@@ -49,9 +50,6 @@ class Board:
         if metrics.skipped:
             self._skipped.write(asdict(metrics.skipped))
             self._print(_left_out(metrics.skipped))
-        for log in (self._trained, self._replaced, self._skipped, self._metrics):
-            # A checkpoint must not outlive the record of what led to it.
-            log.sync()
         shown = metrics.step % self._interval == 0 or metrics.step == self._total
         if self._writer:
             for name, value in figures.items():
@@ -65,12 +63,15 @@ class Board:
         if shown:
             self._print(_line(metrics.step, self._total, figures))
 
+    def sync(self) -> None:
+        """Make the lines of all steps so far survive a power cut."""
+        for log in self._logs:
+            log.sync()
+
     def close(self) -> None:
         """Flush and close all sinks."""
-        self._metrics.close()
-        self._trained.close()
-        self._replaced.close()
-        self._skipped.close()
+        for log in self._logs:
+            log.close()
         if self._writer:
             self._writer.close()
 

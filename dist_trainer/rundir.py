@@ -213,15 +213,19 @@ class LineLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(_lines_until(path, after_step)))
         self._file: TextIO = path.open("a", encoding="utf-8")
+        self._synced = True
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system."""
+        self._synced = False
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Make the lines written so far survive a power cut."""
-        os.fsync(self._file.fileno())
+        """Make the lines written so far survive a power cut; costs nothing where that is done."""
+        if not self._synced:
+            os.fsync(self._file.fileno())
+            self._synced = True
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,8 @@ from typing import NoReturn
 from dist_trainer import dist
 from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
-from dist_trainer.checkpoints.resume import expect_saves, resume, save_as_asked
+from dist_trainer.checkpoints.due import expect_saves, save_as_asked
+from dist_trainer.checkpoints.resume import resume
 from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dist import Gathering, MissingRanks
@@ -118,8 +119,12 @@ def open_events(
 ) -> Events:
     """What happens around the steps of a run."""
 
+    def sync_logs() -> None:
+        if board:
+            board.sync()
+
     def save(step: int, wish: Wish) -> Wish:
-        return save_as_asked(step, wish, config, engine, folder, requests, gathering)
+        return save_as_asked(step, wish, config, engine, folder, requests, gathering, sync_logs)
 
     return Events(
         learning_rate=lambda step: lr_at(step, config.optimization),

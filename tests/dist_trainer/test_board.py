@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,23 @@ def test_the_interval_thins_the_curves_but_keeps_the_last_step_and_all_lines(tmp
     assert [step for step, _ in curve(run.tensorboard, "train/loss")] == [4, 8, 10]
     assert [record["step"] for record in lines(run.metrics)] == list(range(1, 11))
     assert len(trained(tmp_path)) == 10
+
+
+def test_only_what_is_new_is_brought_to_disk_and_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, synced = RunFolder(tmp_path), list[str]()
+    board = launch(run, 0, 0, 0, enabled=False)
+    monkeypatch.setattr("os.fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    for step, entries in ((1, []), (2, []), (3, [replaced(3)])):
+        board.step(StepMetrics(step, [0], [step], figures(step), entries))
+        if step == 1:
+            assert synced == []
+        else:
+            board.sync()
+            board.sync()
+    every_save = [str(run.metrics), str(run.trained)]
+    assert synced == [*every_save, *every_save, str(run.replaced)]
 
 
 def test_without_tensorboard_the_lines_are_still_written(tmp_path: Path) -> None:
