@@ -21,7 +21,7 @@ class Outcome:
     late: bool = False
 
 
-def within(limit: float, trials: Mapping[str, Callable[[], Any]]) -> dict[str, Outcome]:
+def try_all(limit: float, trials: Mapping[str, Callable[[], Any]]) -> dict[str, Outcome]:
     """Run trials at the same time; their outcomes after `limit` seconds at most.
 
     One that hangs is left to its thread: a dead device or file system may never answer.

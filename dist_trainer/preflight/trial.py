@@ -23,7 +23,7 @@ from dist_trainer.preflight.finding import Finding, error_of
 from dist_trainer.preflight.judges import devices as device_judge
 from dist_trainer.preflight.judges import hosts as host_judge
 from dist_trainer.preflight.judges import network as network_judge
-from dist_trainer.preflight.limit import Outcome, within
+from dist_trainer.preflight.limit import Outcome, try_all
 from dist_trainer.rundir import RunFolder, append
 from dist_trainer.world import hostname
 
@@ -78,7 +78,7 @@ def alone(config: RunConfig, gathering: Gathering, limit: float = LIMIT_S, recor
                 }
             if world.is_main:
                 own |= {"room": lambda: room.room(config)}
-            _report(trial, gathering, within(limit, own), limit)
+            _report(trial, gathering, try_all(limit, own), limit)
             _settle(trial, gathering, _judged_alone(trial) if world.is_main else [])
             _report(trial, gathering, _meet_others(trial, gathering, token) if leads else {}, _SHARED_S)
             _settle(
@@ -86,7 +86,7 @@ def alone(config: RunConfig, gathering: Gathering, limit: float = LIMIT_S, recor
             )
     finally:
         if world.is_main:
-            within(_SHARED_S, {"clear": lambda: storage.clear(root, token, existed)})
+            try_all(_SHARED_S, {"clear": lambda: storage.clear(root, token, existed)})
     return trial
 
 
@@ -100,7 +100,7 @@ def together(trial: Trial, gathering: Gathering, limit: float = NETWORK_S) -> di
     with _silence_recorded(trial, gathering):
         if world.size > 1:
             tried = {"network": lambda: network.exercise(world, hosts, lambda now: doing.__setitem__(0, now))}
-            found = within(limit, tried)["network"]
+            found = try_all(limit, tried)["network"]
             if found.fault:
                 found = Outcome(fault=f"{doing[0]}: {found.fault}", user=found.user, late=found.late)
             _report(trial, gathering, {"network": found}, limit)
@@ -128,7 +128,7 @@ def _meet_others(trial: Trial, gathering: Gathering, token: str) -> dict[str, Ou
         tried["clock"] = lambda: clock.answer(store, ranks[1:], _SHARED_S)
     else:
         tried["clock"] = lambda: clock.ask(store, rank, _SHARED_S)
-    return within(_SHARED_S + _GRACE_S, tried)
+    return try_all(_SHARED_S + _GRACE_S, tried)
 
 
 def _report(trial: Trial, gathering: Gathering, outcomes: dict[str, Outcome], limit: float) -> None:
@@ -180,4 +180,4 @@ def _record(trial: Trial, causes: Mapping[str, str]) -> None:
     }
     for host, cause in causes.items():
         entry = place | {"host": host, "cause": cause}
-        within(_GRACE_S, {"record": partial(append, trial.run.bad_nodes, entry)})
+        try_all(_GRACE_S, {"record": partial(append, trial.run.bad_nodes, entry)})

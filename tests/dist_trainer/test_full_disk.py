@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,33 +9,28 @@ import pytest
 
 from shards.dataset.opened import Dataset
 from tests.support.audit import assert_same_run
+from tests.support.disks import remount, small_disk
 from tests.support.forked import Ended, train
 from tests.support.runs import tiny_config, write_config
 from tests.support.struck import Strike, strike
 
 STEPS, INTERVAL = 6, 2
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root"),
-]
+pytestmark = pytest.mark.timeout(600)
 
 
 class Disk:
-    """A run whose checkpoints lie on a file system of their own, with room for `checkpoints` of them."""
+    """A run whose checkpoints lie on a file system of their own, with little room."""
 
     def __init__(self, root: Path, model: Path, data: Path, whole: Path) -> None:
         self.root, self._model, self._data, self._whole = root, model, data, whole
         self.run = root / "run"
         self.folder = self.run / "checkpoints"
-        self.folder.mkdir(parents=True)
 
-    def mount(self, checkpoints: float) -> None:
-        """Mount it, or give it another size."""
+    def holds(self, checkpoints: float) -> None:
+        """Give it another size."""
         one = sum(path.stat().st_size for path in (self._whole / "checkpoints").glob("step_*/*"))
-        again = "remount," if self.folder.is_mount() else ""
-        size = f"{again}size={int(checkpoints * one + (1 << 20)) >> 10}k"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self.folder)], check=True)
+        remount(self.folder, f"size={int(checkpoints * one + (1 << 20)) >> 10}k")
 
     def config(self) -> Path:
         blocks = blocks_of()
@@ -68,12 +61,12 @@ def whole(model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.
 @pytest.fixture
 def disk(model_folder: Path, paired_dataset: Dataset, whole: Path, tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(tmp_path, model_folder, paired_dataset.root, whole)
-    yield disk
-    subprocess.run(["umount", str(disk.folder)], check=True)
+    with small_disk(disk.folder, "1m"):
+        yield disk
 
 
 def test_too_small_a_disk_leaves_a_save_out_and_at_the_end_is_an_error(disk: Disk, whole: Path) -> None:
-    disk.mount(1.6)
+    disk.holds(1.6)
     ended = disk.start()
     assert ended.codes == [2, 2], str(ended)
     [left_out] = [line for line in ended.stdout[0].splitlines() if "is not saved" in line]
@@ -89,14 +82,14 @@ def test_too_small_a_disk_leaves_a_save_out_and_at_the_end_is_an_error(disk: Dis
     )
     assert "Traceback" not in "".join(ended.stderr)
     assert disk.names() == ["latest", "step_000002"]
-    disk.mount(3)
+    disk.holds(3)
     again = disk.start()
     assert "resuming after step 2\n" in again.stdout[0], str(again)
     assert_same_run(disk.run, whole)
 
 
 def test_a_disk_that_gets_full_during_a_save_costs_that_save_only(disk: Disk, whole: Path) -> None:
-    disk.mount(4)
+    disk.holds(4)
     ended = disk.start(Strike(1, "write", 2, "FULL"), Strike(0, "step", 5, "SIGTERM"))
     assert ended.codes == [2, 2], str(ended)
     [left_out] = [line for line in ended.stdout[0].splitlines() if "is not saved" in line]

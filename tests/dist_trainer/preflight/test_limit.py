@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 
-from dist_trainer.preflight.limit import Outcome, within
+from dist_trainer.preflight.limit import Outcome, try_all
 from shards.errors import InputError
 
 
@@ -14,7 +14,7 @@ def fails(error: Exception) -> None:
 def test_what_hangs_is_left_and_what_ended_counts() -> None:
     forever = threading.Event()
     began = time.monotonic()
-    found = within(
+    found = try_all(
         0.3,
         {
             "good": lambda: 3,
