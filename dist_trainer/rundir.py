@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +15,16 @@ from typing import Any, TextIO
 from shards.atomic import replacing
 from shards.errors import InputError
 
-_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
+_PAUSE_S = 0.1
+_LOOK_S = 1.0  # one who only looks whether a lock is taken (`ltx-launch status`) has it for a moment
+_DYING_S = (
+    120.0  # a process may end long after its job: one that waits for a disk, or whose node lost its power
+)
+_UNSEEN_S = 90.0  # NFS may hold for a minute that a file which was looked for is not there
+
+
+class StillHeld(RuntimeError):
+    """A run's folder is held by a process that may be one of an earlier start, so that a later start may get it."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +149,27 @@ class RunFolder:
                 f"{self.state}: not a run's state ({error}); choose another output_dir"
             ) from error
 
+    def appears(self, limit_s: float = _UNSEEN_S) -> bool:
+        """Whether this host sees, within `limit_s` seconds, the state that rank 0 has written."""
+        deadline = time.monotonic() + limit_s
+        while not self.state.is_file():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_S)
+        return True
+
+    def follows(self, environ: Mapping[str, str]) -> bool:
+        """Whether the Slurm job of `environ` comes after an earlier start of this run, its own or another job's."""
+        job, restarts = environ.get("SLURM_JOB_ID"), int(environ.get("SLURM_RESTART_COUNT") or 0)
+        starts = [record for record in read_log(self.jobs) if record.get("event") == "began"] if job else []
+        return bool(job) and (restarts > 0 or any(record.get("job") != job for record in starts))
+
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, follows: bool = False, dying_s: float = _DYING_S) -> Iterator[None]:
         """Keep other launches out of this folder; the system lets go of it with the process, however that ends.
 
-        Raises InputError when another launch holds it, or it cannot be written.
+        Raises InputError when another launch holds it, or it cannot be written. One that `follows` an earlier start
+        waits `dying_s` seconds for that to let go, says so, and raises StillHeld.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -154,16 +179,25 @@ class RunFolder:
                 f"output_dir: {self.root}: cannot be written: {error}; choose another folder"
             ) from error
         with lock:
-            try:
-                _lock(lock)
-            except BlockingIOError:
-                raise InputError(
-                    f"output_dir: {self.root}: another launch is training in this folder; stop it first, "
-                    "or choose another folder"
-                ) from None
-            except OSError:
-                # A file system without locks: nothing to hold on to.
-                pass
+            # A file system without locks says another error: nothing to hold on to.
+            with suppress(OSError):
+                held = not _lock(lock, _LOOK_S)
+                if held and follows:
+                    print(
+                        f"output_dir: {self.root}: a process of an earlier start still holds this folder; "
+                        f"waiting {dying_s:g} s for it to end",
+                        flush=True,
+                    )
+                    if not _lock(lock, dying_s):
+                        raise StillHeld(
+                            f"output_dir: {self.root}: a process of an earlier start, or another launch, has held this "
+                            f"folder for {dying_s:g} s; end it, if it does not end by itself"
+                        )
+                elif held:
+                    raise InputError(
+                        f"output_dir: {self.root}: another launch is training in this folder; stop it first, "
+                        "or choose another folder"
+                    )
             yield
 
     def begin(self, state: RunState, config_yaml: str) -> None:
@@ -192,17 +226,17 @@ class RunFolder:
             )
 
 
-def _lock(file: TextIO) -> None:
-    """Take a file's lock; one who only looks whether it is taken (`ltx-launch status`) has it for a moment."""
-    for left in reversed(range(_LOCK_TRIES)):
+def _lock(file: TextIO, limit_s: float) -> bool:
+    """Take a file's lock; whether that could be done within `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            if not left:
-                raise
-            time.sleep(_LOCK_PAUSE_S)
-        else:
-            return
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_S)
 
 
 class LineLog:

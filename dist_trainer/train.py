@@ -44,6 +44,7 @@ from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
 
+EXPORT_S = 12 * 3600.0  # tens of GB on a slow disk; the watch sees an export that stands still
 LEAVING_S = 60.0  # for the end of torch.distributed, when all work is done
 
 
@@ -67,7 +68,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     steps = config.optimization.steps
     with ExitStack() as stack:
         if world.is_main:
-            stack.enter_context(folder.hold())
+            stack.enter_context(folder.hold(folder.follows(os.environ)))
         progress.doing("reading the checkpoint")
         start = resume(engine, folder, gathering)
         expect_saves(requests, folder, world)
@@ -77,7 +78,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             folder.done.unlink(missing_ok=True)
             folder.begin(before or state, dump(config))
         gathering.meet("run folder")
-        if not folder.state.is_file():
+        if not folder.appears():
             raise InputError(
                 f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
             )
@@ -105,7 +106,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}",
         )
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
-    gathering.meet("end")
+    gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
     return wish
 
 

@@ -9,12 +9,13 @@ import traceback
 from dist_trainer import dist
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.preflight.finding import PreflightFailed
+from dist_trainer.rundir import StillHeld
 from dist_trainer.stop import SIGNALS
 from dist_trainer.watch.watch import Watch
 from dist_trainer.world import World
 from shards.errors import InputError, ShardError
 
-_FORESEEN = (InputError, ShardError, MissingRanks, PreflightFailed)
+_FORESEEN = (InputError, ShardError, MissingRanks, PreflightFailed, StillHeld)
 # Seconds that rank 0 waits for the others to report their end. Until torch.distributed starts, all that come will.
 BEFORE_START_S, _AFTER_START_S = 30.0, 5.0
 _TO_SPEAK_S = 20.0  # to find out who is gone, and to say so

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_trainer.rundir import LineLog, RunFolder, RunState
+from dist_trainer.rundir import LineLog, RunFolder, RunState, StillHeld, append
 from shards.errors import InputError
 
 STATE = RunState(
@@ -161,3 +161,39 @@ def test_who_looks_for_a_moment_whether_a_folder_is_held_ends_no_launch(tmp_path
     threading.Timer(0.3, looking.close).start()
     with folder.hold():
         assert looking.closed
+
+
+def test_a_start_after_another_waits_for_the_process_that_is_not_dead_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    dying = (tmp_path / ".lock").open("w")
+    fcntl.flock(dying, fcntl.LOCK_EX)
+    with (
+        pytest.raises(StillHeld, match="a process of an earlier start, or another launch"),
+        folder.hold(follows=True, dying_s=0.1),
+    ):
+        pass
+    threading.Timer(1.5, dying.close).start()
+    with folder.hold(follows=True):
+        assert dying.closed
+    [first, second] = capsys.readouterr().out.splitlines()
+    assert "a process of an earlier start still holds this folder; waiting 0.1 s" in first
+    assert second.endswith("waiting 120 s for it to end")
+
+
+def test_a_start_follows_another_where_slurm_or_the_log_of_jobs_knows_of_one(tmp_path: Path) -> None:
+    folder, job = RunFolder(tmp_path), {"SLURM_JOB_ID": "8"}
+    append(folder.jobs, {"event": "began", "job": "8", "restart": 0})
+    assert not folder.follows(job)
+    assert folder.follows(job | {"SLURM_RESTART_COUNT": "1"})
+    append(folder.jobs, {"event": "began", "job": "7", "restart": 0})
+    assert folder.follows(job)
+    assert not folder.follows({}), "outside Slurm nobody starts it again"
+
+
+def test_a_folder_that_another_host_has_made_may_appear_late(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.appears(0.0)
+    threading.Timer(0.5, folder.begin, (STATE, "seed: 42\n")).start()
+    assert folder.appears()
