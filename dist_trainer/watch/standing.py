@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -23,6 +24,7 @@ _MEETINGS = (
     "/dist_trainer/metrics.py",
 )
 _LOADING = "/shards/stream.py"
+_LOADERS = ("reader", "feed")  # begins of the names of threads that load, those that others wait for first
 
 
 class Standing(NamedTuple):
@@ -34,7 +36,7 @@ class Standing(NamedTuple):
 
 
 def standing() -> Standing:
-    """Where the main thread stands; one that waits for a loading thread stands where that one does."""
+    """Where the main thread stands; one that waits for a loading thread stands where that one, or its own, does."""
     frames = sys._current_frames()
     main = threading.main_thread().ident
     frame = frames.get(main) if main else None
@@ -43,11 +45,19 @@ def standing() -> Standing:
     stack = _stack(frame)
     shown = _innermost(stack)
     if shown.f_code.co_filename.endswith(_LOADING):
-        loading = [t.ident for t in threading.enumerate() if t.name.startswith("feed")]
-        others = [_innermost(_stack(frames[ident])) for ident in loading if ident in frames]
-        shown = next((f for f in others if f.f_code.co_filename.startswith(_OURS)), shown)
+        shown = next(_loading(frames), shown)
     waits = any(part in f.f_code.co_filename for f in stack for part in _MEETINGS)
     return Standing(_line(shown), waits, hash(tuple((id(f.f_code), f.f_lasti) for f in stack)))
+
+
+def _loading(frames: dict[int, FrameType]) -> Iterator[FrameType]:
+    """Where the threads that load are in this project's code."""
+    for name in _LOADERS:
+        for thread in threading.enumerate():
+            if thread.name.startswith(name) and thread.ident in frames:
+                frame = _innermost(_stack(frames[thread.ident]))
+                if frame.f_code.co_filename.startswith(_OURS):
+                    yield frame
 
 
 def _stack(frame: FrameType) -> list[FrameType]:
