@@ -16,6 +16,9 @@ _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _COMPLETE = "complete:"
 FAILED = "failed"  # key: who failed first; its value ends with `watch` where the watch found it
 PREFIX = "ltx"
+# 0: torch's own watchdog of NCCL says what it finds, and leaves it to the watch, which says who is gone, to end the
+# process. Its default aborts it, and cleaning up (1, 2) would let training go on with what no rank has sent.
+_NCCL_ERRORS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
 
 class MissingRanks(RuntimeError):
@@ -156,14 +159,14 @@ class Gathering:
     def _wait_for_all(self, name: str, limit: float, failed: bool = False) -> list[int]:
         """Ranks that have not set `name` within `limit` seconds, or when one fails (unless that has happened)."""
         deadline = time.monotonic() + limit
-        waiting = list(range(self.world.size))
-        while waiting and time.monotonic() < deadline:
-            waiting = [rank for rank in waiting if not self._store.check([f"{name}/{rank}"])]
-            if waiting and not failed and self._store.check([FAILED]):
+        keys = [f"{name}/{rank}" for rank in range(self.world.size)]
+        while time.monotonic() < deadline:
+            if self._store.check(keys):
+                return []
+            if not failed and self._store.check([FAILED]):
                 break
-            if waiting:
-                time.sleep(0.02)
-        return waiting
+            time.sleep(0.02)
+        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
 
     def _verdict(self, missing: list[int], limit: float) -> str:
         if not missing:
@@ -213,12 +216,14 @@ def connect(world: World, timeout_s: float) -> Gathering:
 def start(gathering: Gathering) -> None:
     """Meet the other ranks, then start torch.distributed (NCCL on GPUs, gloo on CPUs).
 
+    What NCCL finds wrong ends no process by itself, unless the environment says so.
     Raises MissingRanks when not everybody came within the gathering's limit.
     """
     gathering.meet("start")
     world = gathering.world
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    os.environ.setdefault(*_NCCL_ERRORS)
     torch_dist.init_process_group(
         "nccl" if world.device.type == "cuda" else "gloo",
         store=gathering.store("group"),

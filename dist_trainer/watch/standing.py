@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 _ROOT = str(Path(__file__).resolve().parents[2]) + "/"
 _OURS = (f"{_ROOT}dist_trainer/", f"{_ROOT}shards/")
+_ASKING = "/dist_trainer/dist.py"
 # Where a thread waits for other ranks. On a GPU most waits hide in other calls: being found here proves waiting,
 # not being found here proves nothing.
 _MEETINGS = (
     "/torch/distributed/",
     "/deepspeed/comm/",
     "/deepspeed/runtime/zero/",
-    "/dist_trainer/dist.py",
+    _ASKING,
     "/dist_trainer/metrics.py",
 )
 _LOADING = "/shards/stream.py"
@@ -28,7 +29,10 @@ _LOADERS = ("reader", "feed")  # begins of the names of threads that load, those
 
 
 class Standing(NamedTuple):
-    """The main thread now: `file:line function`, whether it waits for other ranks, and what changes when it moves."""
+    """The main thread now: `file:line function`, whether it waits for other ranks, and what changes when it moves.
+
+    To ask again and again whether others have come is not to move.
+    """
 
     where: str
     waits: bool
@@ -47,7 +51,9 @@ def standing() -> Standing:
     if shown.f_code.co_filename.endswith(_LOADING):
         shown = next(_loading(frames), shown)
     waits = any(part in f.f_code.co_filename for f in stack for part in _MEETINGS)
-    return Standing(_line(shown), waits, hash(tuple((id(f.f_code), f.f_lasti) for f in stack)))
+    asks = [depth for depth, f in enumerate(stack) if f.f_code.co_filename.endswith(_ASKING)]
+    moving = stack[asks[-1] + 1 :] if asks else stack
+    return Standing(_line(shown), waits, hash(tuple((id(f.f_code), f.f_lasti) for f in moving)))
 
 
 def _loading(frames: dict[int, FrameType]) -> Iterator[FrameType]:

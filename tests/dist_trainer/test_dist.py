@@ -17,6 +17,8 @@ from dist_trainer.world import World
 from tests.support.gatherings import at_once, over_tcp
 from tests.support.runs import free_port
 
+NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+
 
 @pytest.fixture(autouse=True)
 def _stores_end_with_their_test() -> Iterator[None]:
@@ -110,7 +112,7 @@ def test_every_rank_gets_the_value_of_rank_0() -> None:
 
 
 def test_a_value_that_rank_0_never_shares_is_not_waited_for_without_end() -> None:
-    _, [_, other] = over_tcp(2, timeout_s=0.5)
+    _server, [_, other] = over_tcp(2, timeout_s=0.5)
     with pytest.raises(MissingRanks, match="seed: rank 0 did not answer"):
         other.share("seed", "x")
 
@@ -133,7 +135,7 @@ def test_no_rank_speaks_of_a_failure_that_the_watch_has_found() -> None:
 
 
 def test_a_twin_answers_while_its_gathering_waits() -> None:
-    server, (_, other) = over_tcp(2)
+    _server, (_, other) = over_tcp(2)
     ended: list[str] = []
 
     def wait() -> None:
@@ -242,7 +244,7 @@ def test_rank_0_leaves_last() -> None:
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An environment without launcher, as it was again afterwards; and no process group left over."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", NCCL_ERRORS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
@@ -270,6 +272,7 @@ def test_joining_starts_torch_distributed_and_leaving_ends_it(
     # deepspeed looks for its place here.
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
     assert int(os.environ["MASTER_PORT"]) > 0
+    assert os.environ[NCCL_ERRORS] == "0", "the watch ends ranks, not NCCL's own"
     gathering.close()
     leave()
     assert not started()

@@ -12,12 +12,12 @@ from dist_trainer.watch.standing import Standing, standing, write_stacks
 from tests.support.gatherings import over_tcp
 
 
-def seen_from_outside(seen: list[Standing]) -> threading.Thread:
-    """A thread that looks at the main one, twice."""
+def seen_from_outside(seen: list[Standing], looks: int = 2) -> threading.Thread:
+    """A thread that looks at the main one, in the first half second."""
 
     def look() -> None:
-        for _ in range(2):
-            time.sleep(0.2)
+        for _ in range(looks):
+            time.sleep(0.4 / looks)
             seen.append(standing())
 
     thread = threading.Thread(target=look)
@@ -25,17 +25,18 @@ def seen_from_outside(seen: list[Standing]) -> threading.Thread:
     return thread
 
 
-def test_a_main_thread_in_a_meeting_waits_for_others() -> None:
-    server, (_, other) = over_tcp(2)
+@pytest.mark.parametrize(("rank", "where"), [(0, "_wait_for_all"), (1, "_result")])
+def test_a_main_thread_in_a_meeting_stands_still_and_waits_for_others(rank: int, where: str) -> None:
+    _server, [gathering] = over_tcp(2, ranks=[rank])
     seen: list[Standing] = []
-    looking = seen_from_outside(seen)
+    looking = seen_from_outside(seen, looks=10)
     with pytest.raises(MissingRanks):
-        other.share("seed", "", timeout_s=1.0)
+        gathering.meet("saving", 1.0) if rank == 0 else gathering.share("seed", "", 1.0)
     looking.join()
-    assert seen[0] == seen[1], "it stood still"
-    assert seen[0].waits
+    assert len({each.signature for each in seen}) == 1, "also where it asks again and again"
+    assert all(each.waits for each in seen)
     assert seen[0].where.startswith("dist_trainer/dist.py:")
-    assert seen[0].where.endswith(" _result")
+    assert seen[0].where.endswith(f" {where}")
 
 
 def test_a_main_thread_that_works_moves_and_does_not_wait() -> None:
