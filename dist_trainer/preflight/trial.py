@@ -99,8 +99,13 @@ def together(trial: Trial, gathering: Gathering, limit: float = NETWORK_S) -> di
     doing = [""]
     with _silence_recorded(trial, gathering):
         if world.size > 1:
-            tried = {"network": lambda: network.exercise(world, hosts, lambda now: doing.__setitem__(0, now))}
-            found = try_all(limit, tried)["network"]
+
+            def exercise() -> dict[str, Any]:
+                return network.exercise(
+                    world, hosts, lambda now: doing.__setitem__(0, now), gathering.timeout_s
+                )
+
+            found = try_all(limit, {"network": exercise})["network"]
             if found.fault:
                 found = Outcome(fault=f"{doing[0]}: {found.fault}", user=found.user, late=found.late)
             _report(trial, gathering, {"network": found}, limit)
@@ -146,6 +151,10 @@ def _settle(trial: Trial, gathering: Gathering, findings: Sequence[Finding]) -> 
     if not heard:
         return
     causes = {finding.host: finding.text for finding in reversed(heard) if finding.kind == "node"}
+    hosts = set(trial.hosts)
+    if len(hosts) > 1 and causes.keys() >= hosts:
+        # What all have is no node's own, and a job that keeps away from all nodes never starts.
+        causes = {}
     if gathering.world.rank == next((rank for rank, host in enumerate(trial.hosts) if host not in causes), 0):
         _record(trial, causes)
     # Who ends first may end the job: not before it is written down.

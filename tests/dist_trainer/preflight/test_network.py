@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from dist_trainer.preflight.network import partners
+from dist_trainer.preflight.network import pair_bytes, partners
 
 
 def meetings(hosts: list[str]) -> list[set[tuple[int, int]]]:
@@ -39,3 +39,13 @@ def test_ranks_of_one_host_meet_each_other() -> None:
 
 def test_ranks_meet_those_of_their_place_on_another_host_all_at_once() -> None:
     assert meetings(["a", "a", "b", "b", "b"]) == [{(0, 2), (1, 3)}]
+
+
+@pytest.mark.parametrize("count", [2, 4, 32, 64])
+def test_a_slow_network_is_asked_for_less_and_a_fast_one_for_all(count: int) -> None:
+    """Eight ranks of a host share its link; each round has four exchanges."""
+    hosts, most, ethernet, infiniband = [f"n{rank // 8}" for rank in range(8 * count)], 64 << 20, 1e8, 2e11
+    rounds = len(partners(hosts, 0))
+    assert 0 < 4 * rounds * 8 * pair_bytes(hosts, rounds, ethernet, most) / ethernet <= 16
+    assert pair_bytes(hosts, rounds, infiniband, most) == most
+    assert pair_bytes(["n"] * 8, 7, infiniband, most) == most

@@ -93,6 +93,16 @@ def test_what_all_nodes_miss_is_bad_input_and_no_nodes_fault(nodes: Nodes) -> No
     assert not nodes.output.exists()
 
 
+def test_where_each_node_has_a_fault_of_its_own_none_is_recorded(nodes: Nodes) -> None:
+    """A job that keeps away from all its nodes may find no others."""
+    (nodes.root / "file").touch()
+    ended = nodes.on(["data.preprocessed_data_root=/nowhere"], [f"output_dir={nodes.root}/file/run"])
+    assert_refused(ended, "2 findings of the preflight", code=1)
+    for fault in ("node1: data.preprocessed_data_root: ", "node2: output_dir: "):
+        assert fault in "".join(ended.stderr)
+    assert not nodes.bad()
+
+
 def test_a_file_system_that_hangs_on_a_node_is_waited_for_to_a_limit(nodes: Nodes) -> None:
     hangs = nodes.copy_of_dataset()
     (hangs / "dataset.json").unlink()
