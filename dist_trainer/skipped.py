@@ -10,9 +10,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.dist import Gathering
 from dist_trainer.rundir import RunFolder, records
 from shards.dataset.opened import Dataset
@@ -36,10 +38,17 @@ class Skipped:
 class Skips:
     """Counts over the run's life: `total` skipped steps, and those one after the other up to the latest step."""
 
-    def __init__(self, dataset: Dataset, limit: int, total: int = 0, latest: Sequence[Skipped] = ()) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        limit: int,
+        checkpoints: Path,
+        total: int = 0,
+        latest: Sequence[Skipped] = (),
+    ) -> None:
         self.total = total
         self.latest = list(latest)
-        self._dataset, self._limit = dataset, limit
+        self._dataset, self._limit, self._checkpoints = dataset, limit, checkpoints
 
     def settle(self, step: Step, rows: np.ndarray, losses: np.ndarray, norm: float) -> Skipped | None:
         """Enter a step: None where its update was made, which is where its gradient norm is finite.
@@ -82,12 +91,16 @@ class Skips:
         found = (
             f"the loss of samples {named}{more}" if samples else "the gradient norm, but no sample's loss,"
         )
-        root = self._dataset.root
+        root, saved = self._dataset.root, complete_steps(self._checkpoints)
+        goes_on = (
+            f"goes on from the last checkpoint, that of step {saved[-1]}"
+            if saved
+            else "begins at step 1, as there is no checkpoint yet (checkpoints.interval)"
+        )
         return (
             f"health.max_skipped_steps: {self._limit}: {which} skipped: {found} was not finite; if "
             f"`ltx-shards doctor {root}` finds NaN or infinite numbers in samples, run it with --repair and train what "
-            "is left in another output_dir; else lower optimization.learning_rate and start again, which goes on from "
-            "the last checkpoint"
+            f"is left in another output_dir; else lower optimization.learning_rate and start again, which {goes_on}"
         )
 
 
@@ -96,7 +109,8 @@ def open_skips(dataset: Dataset, limit: int, folder: RunFolder, start: int, gath
     known = [Skipped(**line) for line in records(folder.skipped, start)] if gathering.world.is_main else []
     own = {"total": len(known), "latest": [asdict(skipped) for skipped in _in_a_row(known, start)]}
     shared = json.loads(gathering.share("skipped steps", json.dumps(own)))
-    return Skips(dataset, limit, shared["total"], [Skipped(**line) for line in shared["latest"]])
+    latest = [Skipped(**line) for line in shared["latest"]]
+    return Skips(dataset, limit, folder.checkpoints, shared["total"], latest)
 
 
 def updates(folder: RunFolder, step: int, gathering: Gathering) -> int:

@@ -1,4 +1,4 @@
-"""Keys that are accepted but do not do here what their name promises, said once at start."""
+"""Keys that are accepted but do not do here what their name promises, or spoil another, said once at start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dist_trainer.config.run import RunConfig
 from dist_trainer.config.training import OptimizationConfig
 
+_LONG_STEPS = 1000  # a run of so many is worth a checkpoint on the way
+
 
 def notices(config: RunConfig) -> list[str]:
-    """One line for each key whose value would matter and is not acted on (or not in full) by this version."""
-    return [*_training(config), *_sizes(config), *_outputs(config)]
+    """One line for each key whose value would matter and is not acted on (or not in full) by this version, or spoils
+    what another is for."""
+    return [*_training(config), *_limits(config), *_sizes(config), *_outputs(config), *_risks(config)]
 
 
 def _training(config: RunConfig) -> Iterator[str]:
@@ -39,6 +42,15 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "acceleration.compile_with_inductor: not used yet; the model runs uncompiled"
 
 
+def _limits(config: RunConfig) -> Iterator[str]:
+    timeout, hang = config.deepspeed.timeout_minutes, config.health.hang_minutes
+    if timeout < hang:
+        yield (
+            f"deepspeed.timeout_minutes: {timeout:g} is below health.hang_minutes ({hang:g}), so a run that hangs may "
+            "end without the line that says where"
+        )
+
+
 def _sizes(config: RunConfig) -> Iterator[str]:
     optimization, fields = config.optimization, OptimizationConfig.model_fields
     if optimization.optimizer_type == "adamw8bit":
@@ -64,3 +76,12 @@ def _outputs(config: RunConfig) -> Iterator[str]:
         yield f"hub.push_to_hub: not done yet; upload the run's exports to {config.hub.hub_model_id} yourself"
     if config.wandb.enabled:
         yield "wandb.enabled: not used yet; curves go to TensorBoard and metrics.jsonl"
+
+
+def _risks(config: RunConfig) -> Iterator[str]:
+    steps = config.optimization.steps
+    if config.checkpoints.interval is None and steps >= _LONG_STEPS:
+        yield (
+            f"checkpoints.interval: null, so the first checkpoint is that of step {steps}, the last: a crash, or more "
+            "skipped steps in a row than health.max_skipped_steps, would lose all steps before; set an interval"
+        )

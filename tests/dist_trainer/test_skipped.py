@@ -21,6 +21,7 @@ from shards.errors import InputError
 from shards.plan import Batching, Plan, Step
 from tests.support.audit import assert_same_run
 from tests.support.bench import Bench, assert_refused, only_row
+from tests.support.checkpoints import SHAPES, owned, state, write
 from tests.support.damage import edit_tensors
 from tests.support.forked import Ended, launch, train
 from tests.support.gatherings import at_once, in_memory
@@ -36,8 +37,12 @@ def settle(skips: Skips, index: int, losses: list[float], norm: float) -> Skippe
     return skips.settle(Step(index, ROWS, np.zeros(3, dtype=np.int64)), ROWS, np.array(losses), norm)
 
 
+def counted(dataset: Dataset, limit: int, checkpoints: Path = Path("none")) -> Skips:
+    return Skips(dataset, limit, checkpoints)
+
+
 def test_a_finite_step_is_not_skipped(paired_dataset: Dataset) -> None:
-    skips = Skips(paired_dataset, limit=0)
+    skips = counted(paired_dataset, limit=0)
     assert settle(skips, 0, [0.1, 0.2, 0.3], 1.0) is None
     skips.check()
     assert skips.total == 0
@@ -46,18 +51,18 @@ def test_a_finite_step_is_not_skipped(paired_dataset: Dataset) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_samples(paired_dataset: Dataset, value: float) -> None:
     manifest = paired_dataset.manifest
-    found = settle(Skips(paired_dataset, limit=1), 6, [0.1, value, value], math.inf)
+    found = settle(counted(paired_dataset, limit=1), 6, [0.1, value, value], math.inf)
     assert found == Skipped(7, LOSS, manifest.ids[ROWS[1:]].tolist(), manifest.keys[ROWS[1:]].tolist())
 
 
 def test_a_norm_alone_names_all_samples_of_the_step(paired_dataset: Dataset) -> None:
     manifest = paired_dataset.manifest
-    found = settle(Skips(paired_dataset, limit=1), 6, [0.1, 0.2, 0.3], math.inf)
+    found = settle(counted(paired_dataset, limit=1), 6, [0.1, 0.2, 0.3], math.inf)
     assert found == Skipped(7, NORM, manifest.ids[ROWS].tolist(), manifest.keys[ROWS].tolist())
 
 
 def test_only_steps_one_after_the_other_are_too_many(paired_dataset: Dataset) -> None:
-    skips = Skips(paired_dataset, limit=2)
+    skips = counted(paired_dataset, limit=2)
     for index, norm in enumerate([math.inf, math.inf, 1.0, math.inf, math.inf]):
         settle(skips, index, [0.1, 0.2, 0.3], norm)
         skips.check()
@@ -72,8 +77,19 @@ def test_only_steps_one_after_the_other_are_too_many(paired_dataset: Dataset) ->
     assert f"ltx-shards doctor {paired_dataset.root}" in str(caught.value)
 
 
+def test_a_run_that_is_stopped_says_which_steps_are_saved(paired_dataset: Dataset, tmp_path: Path) -> None:
+    skips = counted(paired_dataset, 0, tmp_path)
+    settle(skips, 8, [0.1, 0.2, 0.3], math.inf)
+    with pytest.raises(InputError, match=r"begins at step 1, as there is no checkpoint yet"):
+        skips.check()
+    for step in (4, 8):
+        write(tmp_path, step, SHAPES, owned(state(SHAPES), 1))
+    with pytest.raises(InputError, match=r"goes on from the last checkpoint, that of step 8$"):
+        skips.check()
+
+
 def test_a_norm_that_stops_the_run_blames_no_sample(paired_dataset: Dataset) -> None:
-    skips = Skips(paired_dataset, limit=0)
+    skips = counted(paired_dataset, limit=0)
     settle(skips, 0, [0.1, 0.2, 0.3], math.inf)
     with pytest.raises(
         InputError, match=r"step 1 was skipped: the gradient norm, but no sample's loss, was not"

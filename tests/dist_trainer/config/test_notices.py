@@ -1,4 +1,4 @@
-"""What is accepted but not acted on is said, and nothing else is."""
+"""What is accepted but not acted on is said, and what may cost the run; nothing else is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def build(**blocks: Any) -> RunConfig:
         "data": {"preprocessed_data_root": "d"},
         "lora": {},
         "acceleration": {"compile_with_inductor": False},
+        "checkpoints": {"interval": 250},
     }
     return RunConfig.model_validate({**quiet, **blocks})
 
@@ -27,6 +28,7 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
     [
         ({"acceleration": {}}, "acceleration.compile_with_inductor"),
         (compiling(quantization="int8-quanto"), "acceleration.quantization"),
+        ({"deepspeed": {"timeout_minutes": 10}}, "deepspeed.timeout_minutes"),
         (compiling(load_text_encoder_in_8bit=True), "acceleration.load_text_encoder_in_8bit"),
         (compiling(mixed_precision_mode="fp16"), "acceleration.mixed_precision_mode"),
         ({"model": {"load_checkpoint": "x"}}, "model.load_checkpoint"),
@@ -43,6 +45,7 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
         ({"validation": {"prompts": ["a"]}}, "validation.prompts"),
         ({"hub": {"push_to_hub": True, "hub_model_id": "me/mine"}}, "hub.push_to_hub"),
         ({"wandb": {"enabled": True}}, "wandb.enabled"),
+        ({"checkpoints": {"interval": None}}, "checkpoints.interval"),
         (
             {
                 "conditioning": {"mode": "reference_video", "reference_latents_dir": "refs"},
@@ -68,6 +71,7 @@ def test_one_line_for_one_key(blocks: dict[str, Any], key: str) -> None:
         {"model": {"training_mode": "full"}, "lora": None},
         compiling(quantization="no_change", mixed_precision_mode="no"),
         {"wandb": {"project": "p"}, "hub": {"hub_model_id": "me/mine"}},
+        {"checkpoints": {"interval": None}, "optimization": {"steps": 100}},
     ],
 )
 def test_values_without_effect_are_not_mentioned(blocks: dict[str, Any]) -> None:
