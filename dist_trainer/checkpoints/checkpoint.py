@@ -107,8 +107,8 @@ def newest(folder: Path) -> Checkpoint | None:
     return open_checkpoint(folder, steps[-1]) if steps else None
 
 
-def open_checkpoint(folder: Path, step: int) -> Checkpoint:
-    """Open the checkpoint of a step; its files have the size they were saved with.
+def open_checkpoint(folder: Path, step: int, share: slice = slice(None)) -> Checkpoint:
+    """Open the checkpoint of a step; its files (of their numbers, `share`) have the size they were saved with.
 
     Raises Damaged when it is absent or damaged, InputError when it is of a newer format or may not be read.
     """
@@ -121,7 +121,7 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint:
             raise InputError(f"{path}: checkpoint format {meta['format']}; this version reads up to {FORMAT}")
         if meta.pop("xxh3", None) not in (None, sum_of_meta(meta)):
             raise Damaged(f"{path / META}: not what was saved")
-        for number, entry in enumerate(meta["files"]):
+        for number, entry in list(enumerate(meta["files"]))[share]:
             with _reading(path / entry["name"], number):
                 found = (path / entry["name"]).stat().st_size
             if found != entry["bytes"]:

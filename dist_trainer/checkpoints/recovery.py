@@ -55,7 +55,7 @@ def _examine(folder: Path, step: int, gathering: Gathering) -> tuple[Checkpoint 
     checkpoint: Checkpoint | None = None
     own: tuple[str, int | None] = ("", None)
     try:
-        checkpoint = open_checkpoint(folder, step)
+        checkpoint = open_checkpoint(folder, step, slice(rank, None, size))
         for file in range(rank, len(checkpoint.files), size):
             checkpoint.verify(file)
             progress.moved()
@@ -90,7 +90,10 @@ def _settle(folder: Path, step: int, damaged: dict[int, str]) -> None:
             aside = set_aside(folder, bad)
         except OSError as error:
             raise InputError(f"{folder / name_of(bad)}: is damaged and cannot be renamed: {error}") from error
-        print(f"damaged checkpoint: {wrong}; kept as {aside.name}; going on from step {step}", flush=True)
+        print(
+            f"damaged checkpoint: {wrong}; kept as {aside.name}, which may be deleted; going on from step {step}",
+            flush=True,
+        )
     latest = folder / LATEST
     if not latest.is_file() or latest.read_text(errors="replace").strip() != name_of(step):
         print(f"{latest}: now names {name_of(step)}, the newest good checkpoint", flush=True)

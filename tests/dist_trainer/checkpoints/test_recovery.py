@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_a_damaged_one_is_passed_over_renamed_and_named(
         f"damaged checkpoint: {victim}" if wrong != "not a complete checkpoint" else "damaged"
     )
     assert wrong in damaged
-    assert damaged.endswith("; kept as damaged_step_000008; going on from step 4")
+    assert damaged.endswith("; kept as damaged_step_000008, which may be deleted; going on from step 4")
     assert latest.endswith("latest: now names step_000004, the newest good checkpoint")
     assert (tmp_path / "latest").read_text() == "step_000004\n"
     assert (tmp_path / "damaged_step_000008").is_dir()
@@ -173,15 +174,27 @@ def test_one_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None:
     assert complete_steps(tmp_path) == [4, 8]
 
 
-def test_each_file_is_read_by_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_looked_at_and_read_by_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that hundreds of ranks do not ask the file system for hundreds of files each."""
     read: list[str] = []
+    looked_at: list[str] = []
+    stat = Path.stat
 
     def noted(checkpoint: Checkpoint, file: int) -> None:
         read.append(checkpoint.files[file])
 
+    def noting(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.suffix == ".safetensors":
+            looked_at.append(path.name)
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    saved(tmp_path, 8)
     monkeypatch.setattr(Checkpoint, "verify", noted)
-    assert recovered(saved(tmp_path, 8), ranks=2) == 8
-    assert sorted(read) == [f"rank_{rank:05d}_000.safetensors" for rank in range(3)]
+    monkeypatch.setattr(Path, "stat", noting)
+    for checkpoint in at_once(lambda gathering: recover(tmp_path, gathering), in_memory(2)):
+        assert isinstance(checkpoint, Checkpoint)
+    every = [f"rank_{rank:05d}_000.safetensors" for rank in range(3)]
+    assert sorted(read) == sorted(looked_at) == every
 
 
 def failing_together(folder: Path) -> list[object]:
