@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import load
@@ -16,10 +13,11 @@ from dist_trainer.config.health import HealthConfig
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.requeue import place, queued_as
+from launch.tail import last_step
 from shards.errors import InputError
 
 _MOST_STARTS = 10  # without a new checkpoint, whatever ended them
-_TAIL_BYTES = 1 << 16
+_MOST_BEGINS = 2 * _MOST_STARTS  # the same, where a start takes its node along and cannot say how it ended
 
 
 @dataclass(frozen=True)
@@ -63,23 +61,58 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     if len(idle) >= _MOST_STARTS:
         return Verdict(False, f"started {len(idle) + 1} times {since}; look at why, then submit again")
     excused = {(record.get("job"), record.get("restart")) for record in read_log(folder.bad_nodes)}
+    kept = f" and {kept_away(folder, exclude)}" if exclude else ""
     if code == COME_BACK_CODE:
-        return Verdict(True, "saved; it comes back", exclude=exclude)
+        return Verdict(True, f"saved; it comes back{kept}", exclude=exclude)
     if (job, restart) in excused:
-        return Verdict(True, f"it comes back on other nodes than {', '.join(exclude)}", exclude=exclude)
+        return Verdict(True, f"a node failed its trial; it comes back{kept}", exclude=exclude)
     crashes = 1 + sum(
         record.get("code") not in (0, COME_BACK_CODE) and (job, record.get("restart")) not in excused
         for record in idle
     )
-    most = _max_restarts(folder)
+    most = health_of(folder.config).max_restarts
     if crashes > most:
         why = f"crashed {crashes} times {since} (health.max_restarts: {most}); correct the cause, then submit again"
         return Verdict(False, why)
-    return Verdict(True, f"crash {crashes} {since}, of at most {most}; it comes back", exclude=exclude)
+    return Verdict(True, f"crash {crashes} {since}, of at most {most}; it comes back{kept}", exclude=exclude)
+
+
+def refusal(run: Path, environ: Mapping[str, str]) -> str:
+    """Why this start of a job may not begin; empty where it may. Changes nothing.
+
+    A start that takes its node along does not come to `after`, and Slurm queues its job again by itself, for ever.
+    """
+    folder, (job, restart) = RunFolder(run), start_of(environ)
+    step = _newest_step(folder)
+    idle = [
+        record
+        for record in read_log(folder.jobs)
+        if record.get("event") == "began"
+        and (record.get("job"), record.get("step")) == (job, step)
+        and record.get("restart") != restart
+    ]
+    if len(idle) < _MOST_BEGINS:
+        return ""
+    since = f"since step {step}" if step else "at all"
+    return (
+        f"job {job} began {len(idle)} times without a new checkpoint {since}; look at why, then submit again"
+    )
+
+
+def began(run: Path, nodes: Sequence[str], ranks: int, environ: Mapping[str, str]) -> None:
+    """Note in the run's log of jobs that this start begins. Raises InputError where the log cannot be written."""
+    folder, (job, restart) = RunFolder(run), start_of(environ)
+    record = {"time": time.time(), "event": "began", "job": job, "restart": restart}
+    try:
+        append(folder.jobs, {**record, "nodes": list(nodes), "ranks": ranks, "step": _newest_step(folder)})
+    except OSError as error:
+        raise InputError(
+            f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
+        ) from error
 
 
 def ended(run: Path, code: int, cause: str, verdict: Verdict, environ: Mapping[str, str]) -> None:
-    """Note in the run's log of jobs how this start ended."""
+    """Note in the run's log of jobs how this start ended; where it cannot be written (a full disk), say so."""
     folder, (job, restart) = RunFolder(run), start_of(environ)
     record = {
         "time": time.time(),
@@ -88,11 +121,16 @@ def ended(run: Path, code: int, cause: str, verdict: Verdict, environ: Mapping[s
         "restart": restart,
         "code": code,
         "step": _newest_step(folder),
-        "reached": _last_step(folder.metrics),
+        "reached": last_step(folder.metrics),
         "again": verdict.again,
         "cause": cause,
     }
-    append(folder.jobs, record)
+    try:
+        append(folder.jobs, record)
+    except OSError as error:
+        print(
+            f"error: {folder.jobs}: cannot be written: {error}; how this start ended is not noted", flush=True
+        )
 
 
 def start_of(environ: Mapping[str, str]) -> tuple[str, int]:
@@ -101,35 +139,39 @@ def start_of(environ: Mapping[str, str]) -> tuple[str, int]:
 
 
 def bad_hosts(folder: RunFolder) -> tuple[str, ...]:
-    """Hosts that failed this run's trial, by the names Slurm has for them."""
-    found = {str(record.get("host", "")).partition(".")[0] for record in read_log(folder.bad_nodes)}
-    return tuple(sorted(found - {""}))
+    """Hosts that failed this run's trial, by the names Slurm has for them.
+
+    These are the names its jobs began with, with a domain or without. Any other (a host that trained outside Slurm)
+    Slurm would not know, and refuse all of them.
+    """
+    starts = [record for record in read_log(folder.jobs) if record.get("event") == "began"]
+    named = {
+        str(node) for record in starts if record.get("job") != "local" for node in record.get("nodes", [])
+    }
+    bad = {
+        str(record.get("host", "")) for record in read_log(folder.bad_nodes) if record.get("job") != "local"
+    }
+    short = {host.partition(".")[0] for host in bad - named}
+    return tuple(sorted(name for name in named if name in bad or name.partition(".")[0] in short))
+
+
+def kept_away(folder: RunFolder, hosts: Sequence[str]) -> str:
+    """Which hosts a run keeps away from, and how to have them back; empty where there are none."""
+    if not hosts:
+        return ""
+    return (
+        f"keeps away from {', '.join(hosts)}, where its trial failed, and waits for others; to have one back "
+        f"delete its lines in {folder.bad_nodes}"
+    )
 
 
 def _newest_step(folder: RunFolder) -> int:
     return max(complete_steps(folder.checkpoints), default=0)
 
 
-def _last_step(metrics: Path) -> int:
-    """The last step that was trained; 0 where there is none."""
+def health_of(config: Path) -> HealthConfig:
+    """What a run's resolved settings say; the defaults where no start came far enough to write them."""
     try:
-        with metrics.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            return int(record["step"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            continue  # broken off by a kill
-    return 0
-
-
-def _max_restarts(folder: RunFolder) -> int:
-    """What the run's settings say; their default where no start came far enough to write them."""
-    try:
-        return load(folder.config).health.max_restarts
+        return load(config).health
     except InputError:
-        return HealthConfig().max_restarts
+        return HealthConfig()

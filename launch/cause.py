@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
+from launch.tail import tail
 
 _MARK = "--- "
-_TAIL_BYTES, _LAST_LINES, _MOST_ERRORS = 1 << 16, 5, 5
+_LAST_LINES, _MOST_ERRORS = 5, 5
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _LOST_NODE = re.compile(r"srun: error: (Node failure on \S+)")
@@ -92,11 +92,6 @@ def _last_lines(path: Path) -> list[str]:
 
 def _tail(path: Path) -> list[str]:
     """The last lines of a log, after the last mark."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+    lines = [line.rstrip("\r\n") for line in tail(path)]
     marks = [number for number, line in enumerate(lines) if line.startswith(f"{_MARK}job ")]
     return lines[marks[-1] + 1 :] if marks else lines

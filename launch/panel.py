@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from dist_trainer.rundir import RunFolder
+from launch.after import kept_away
 from launch.status import LOCAL, Status
 
 _COLOURS = {"RUNNING": "green", "PENDING": "yellow", "DONE": "blue", "FAILED": "red"}
@@ -67,7 +69,7 @@ def _rows(status: Status) -> list[tuple[str, str]]:
         ("checkpoint", saved),
         ("skipped steps", str(status.skipped or "")),
         ("replaced samples", str(status.replaced or "")),
-        ("bad nodes", ", ".join(status.bad_nodes)),
+        ("bad nodes", kept_away(RunFolder(Path(status.run)), status.bad_nodes)),
         ("STOP", "is there: `ltx-launch resume` takes it away and goes on" if status.stop else ""),
         ("last error", status.error),
     ]

@@ -68,8 +68,8 @@ def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[St
 
     def stage(name: str, module: str, words: Sequence[str], asked: Resources, tasks: int, does: str) -> Stage:
         command = Command((sys.executable, "-P", "-m", module, *words))
-        # The last word is the run's alone: a command says by its exit code how it ended.
-        named = replace(training.order, name=f"{training.order.name}-{name}", last_word=())
+        # One that is killed comes back a few times: one killed of many would fail the stage, and cancel the chain.
+        named = replace(training.order, name=f"{training.order.name}-{name}", last_word=("stage-left",))
         order = replace(named, tasks=[command] * tasks, resources=asked)
         return Stage(name, order, does)
 

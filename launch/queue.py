@@ -71,10 +71,8 @@ def queue(order: Order) -> list[str]:
 
     Raises InputError where there is no Slurm, and with what sbatch said where it refuses.
     """
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise InputError(
-            "sbatch and srun are not found; call this on a host of the cluster, or try --dry-run"
-        )
+    if shutil.which("sbatch") is None:
+        raise InputError("sbatch is not found; call this on a host of the cluster, or try --dry-run")
     executor = _executor(order)
     try:
         order.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,8 @@ def _executor(order: Order) -> _Executor:
             raise InputError(f"{str(folder)!r}: has a line break or % in its name; choose another folder")
     # Ahead of whatever the environment leads to; without -P the folder of the call would come first.
     path = f'PYTHONPATH={shlex.quote(str(order.snapshot))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-    called = '"${PYTHON[@]}"' if order.site else shlex.quote(sys.executable)
+    here = shlex.quote(sys.executable)
+    called, outside = ('"${PYTHON[@]}"', '"${HOST_PYTHON[@]}"') if order.site else (here, here)
     executor = _Executor(order.folder, max_num_timeout=_NO_LIMIT, python=f"env {path} {called} -P")
     given: dict[str, Any] = order.resources.parameters()
     given["srun_args"] = [*_SRUN, *given["srun_args"]]
@@ -112,24 +111,28 @@ def _executor(order: Order) -> _Executor:
         job_name=re.sub(r"[^\w.=,-]+", "_", order.name)[:60],
         stderr_to_stdout=True,
         setup=_setup(order.site) if order.site else None,
-        teardown=_teardown(executor.python, order.last_word) if order.last_word else None,
+        teardown=_teardown(f"env {path} {outside} -P", order.last_word) if order.last_word else None,
         **given,
     )
     return executor
 
 
 def _setup(site: Path) -> list[str]:
-    """Lines before srun: what the cluster's own file sets, PYTHON and SRUN among it."""
+    """Lines before srun: what the cluster's own file sets, PYTHON, HOST_PYTHON and SRUN among it."""
     return [
         f"export LTX_PYTHON=${{LTX_PYTHON:-{shlex.quote(sys.executable)}}}",
-        'PYTHON=("$LTX_PYTHON") SRUN=()',
+        f"export LTX_HOST_PYTHON=${{LTX_HOST_PYTHON:-{shlex.quote(sys.executable)}}}",
+        'PYTHON=("$LTX_PYTHON") HOST_PYTHON=("$LTX_HOST_PYTHON") SRUN=()',
         f"source {shlex.quote(str(site))}",
         'srun() { command srun "${SRUN[@]}" "$@"; }',
     ]
 
 
 def _teardown(python: str, last_word: Sequence[str]) -> list[str]:
-    """Lines after srun. What they arrange makes Slurm end the script, which has to wait until it is done."""
+    """Lines after srun. What they arrange makes Slurm end the script, which has to wait until it is done.
+
+    They ask Slurm, whose commands the tasks' container may not have: `python` is one outside.
+    """
     return [
         "code=$?",
         "trap '' TERM",

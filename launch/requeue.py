@@ -13,16 +13,37 @@ from shards.errors import InputError
 _TRIES, _PAUSE_S, _CALL_S = 12, 10.0, 60.0  # a controller that is restarted does not answer for a while
 # What Slurm's commands say of a controller that is away, and of one that is busy.
 LATER = ("Unable to contact", "Socket timed out", "Zero Bytes")
+# Users may have squeue and sacct write times in other ways, for all their shells.
+PLAIN_TIMES = {"SLURM_TIME_FORMAT": "standard"}
+_RUNS = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What Slurm says of a job: its state and why it is so, how often it was queued again, hosts it keeps away from."""
+    """A job as Slurm has it now: `state` PENDING to CANCELLED, `reason` why it waits or ended.
+
+    `place` alone knows `restarts`, how often it was queued again, and `excluded`, hosts it keeps away from; `places` of
+    launch.squeue alone `start` and `end` as Slurm writes times (of a pending job: expected; "" where not known) and
+    `nodes`, a list such as node[1-4].
+    """
 
     state: str
     reason: str
-    restarts: int
-    excluded: tuple[str, ...]
+    restarts: int = 0
+    excluded: tuple[str, ...] = ()
+    start: str = ""
+    end: str = ""
+    nodes: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state == "PENDING"
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has nodes."""
+        return self.state in _RUNS
 
     @property
     def ours(self) -> bool:
@@ -56,9 +77,14 @@ def requeue(job: str, exclude: Collection[str] = ()) -> None:
     Slurm then ends the script that calls this, within KillWait seconds: it has to ignore SIGTERM until it is done.
     Raises InputError when Slurm refuses, and when the job is not left to itself: it may have been cancelled just now.
     """
-    if not place(job).ours:
+    now = place(job)
+    if not now.ours:
         raise InputError(f"job {job}: is being cancelled; not queued again")
-    _scontrol("requeue", job)
+    try:
+        _scontrol("requeue", job)
+    except InputError:  # which it also is when Slurm did it, but was late to say so
+        if place(job).restarts <= now.restarts:
+            raise
     keep_away(job, exclude)
 
 
@@ -71,7 +97,11 @@ def keep_away(job: str, hosts: Collection[str]) -> None:
     excluded = place(job).excluded
     more = sorted(host for host in set(hosts) if host not in excluded)
     if more:
-        _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join((*excluded, *more))}")
+        try:
+            _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join((*excluded, *more))}")
+        except InputError:
+            if not set(more) <= set(place(job).excluded):
+                raise
 
 
 def names(hostlist: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from shards.errors import InputError
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_GPUS = re.compile(r"(?:(?P<kind>[\w.-]+):)?(?P<count>\d+)", re.ASCII)
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
 # One word of sbatch's, on one line: a second line of the batch script would be a command.
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]+")
@@ -44,7 +45,8 @@ class Resources:
 
     `time` is written as sbatch takes it, `lead_s` are seconds before its end at which the job is told to save. `sbatch`
     holds any other of sbatch's options by name without dashes, "" for one that takes no value. `site` is a file such as
-    slurm/site.sh, read by the job's first shell. Raises InputError for what sbatch could not take.
+    slurm/site.sh, read by the job's first shell. `gpu_type` is the cluster's word for one kind of its GPUs. Raises
+    InputError for what sbatch could not take.
     """
 
     nodes: int = 1
@@ -61,6 +63,7 @@ class Resources:
     dependency: str | None = None
     sbatch: Mapping[str, str] = field(default_factory=dict)
     site: str | None = None
+    gpu_type: str | None = None
 
     def __post_init__(self) -> None:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
@@ -109,7 +112,8 @@ class Resources:
             if getattr(self, name) is not None
         }
         if self.gpus_per_node:
-            given["gpus_per_node"] = self.gpus_per_node
+            kind = f"{self.gpu_type}:" if self.gpu_type else ""
+            given["gpus_per_node"] = f"{kind}{self.gpus_per_node}"
         more: dict[str, Any] = {word: value or True for word, value in self.sbatch.items()}
         if self.dependency:
             # A job that waits for one that failed would wait for ever.
@@ -134,6 +138,14 @@ class Resources:
         """Resources out of what `record` gave; words of another version of this program are passed over."""
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in known})
+
+
+def gpus(text: str) -> tuple[int, str | None]:
+    """How many GPUs, and their kind, out of 8 or h100:8 as sbatch takes it. Raises InputError for anything else."""
+    match = _GPUS.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"--gpus-per-node {text}: write their number as 8, or with their kind as h100:8")
+    return int(match["count"]), match["kind"]
 
 
 def minutes(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def resume(run: RunFolder, nodes: int | None, overrides: Sequence[str]) -> tuple
         )
     resources = Resources.read(asked[-1]["resources"])
     resources = replace(resources, nodes=nodes or resources.nodes)
-    with _going_on(run, overrides) as config:
+    with _as_queued(run), _going_on(run, overrides) as config:
         told = forecast(config, resources.ranks)
         return told, submit(config, resources)
 
@@ -45,11 +45,24 @@ def resume(run: RunFolder, nodes: int | None, overrides: Sequence[str]) -> tuple
 def resume_here(run: RunFolder, processes: int, overrides: Sequence[str]) -> int:
     """Go on with a run in `processes` processes on this machine; its exit code. Raises InputError as `resume`."""
     check_not_queued(run.root)
-    with _going_on(run, overrides) as config:
-        print(forecast(config, processes), flush=True)
-    settings = settings_of(run)
-    assert settings is not None, "the config was read"
-    return train(settings, [*overrides, f"output_dir={run.root}"], processes, run)
+    with _as_queued(run):
+        with _going_on(run, overrides) as config:
+            print(forecast(config, processes), flush=True)
+        settings = settings_of(run)
+        assert settings is not None, "the config was read"
+        return train(settings, [*overrides, f"output_dir={run.root}"], processes, run)
+
+
+@contextmanager
+def _as_queued(run: RunFolder) -> Iterator[None]:
+    """Inside the block be in the folder that the run was queued from, if it is still there: paths are meant from it."""
+    folders = [str(record["folder"]) for record in read_log(run.jobs) if record.get("folder")]
+    if not folders or not Path(folders[-1]).is_dir() or Path(folders[-1]).samefile(Path.cwd()):
+        yield
+        return
+    print(f"paths in its settings are meant from {folders[-1]}, where it was queued", flush=True)
+    with chdir(folders[-1]):
+        yield
 
 
 @contextmanager

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from launch.requeue import LATER
+from launch.requeue import LATER, PLAIN_TIMES, Place
 from shards.errors import InputError
 
-WAITS, RUNS = ("PENDING",), ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
 _CALL_S = 60.0
-_SQUEUE, _SACCT = "%i|%A|%T|%r|%S|%e|%N", "JobID,State,Start,End,NodeList"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A job as Slurm has it now: `state` PENDING to CANCELLED, `reason` why it waits or ended, `start` and `end` as
-    Slurm writes times (of a pending job: expected; "" where not known), `nodes` as a list such as node[1-4].
-    """
-
-    state: str
-    reason: str
-    start: str
-    end: str
-    nodes: str
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is in the queue."""
-        return self.state in WAITS
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has nodes."""
-        return self.state in RUNS
+_SQUEUE, _SACCT = "%i|%A|%T|%r|%S|%e|%N", "JobID,JobIDRaw,State,Start,End,NodeList"
 
 
 def places(jobs: Iterable[str]) -> dict[str, Place]:
@@ -51,7 +27,8 @@ def places(jobs: Iterable[str]) -> dict[str, Place]:
         "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(asked)}", f"--format={_SQUEUE}"
     ):
         name, number, *rest = line.split("|", 6)
-        place = Place(*(_known(word) for word in rest))
+        state, reason, start, end, nodes = (_known(word) for word in rest)
+        place = Place(state, reason, start=start, end=end, nodes=nodes)
         # The task of an array has two names: 12_0, and the number that its own environment says.
         found |= {one: place for one in (name, number) if one in asked}
     if forgotten := [job for job in asked if job not in found]:
@@ -74,16 +51,24 @@ def _ended(jobs: list[str]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for line in _ask(*command):
         words = line.split("|")
-        if len(words) == 5 and words[0] in jobs:
-            state = words[1].partition(" ")[0]
-            found[words[0]] = Place(state, "", *(_known(word) for word in words[2:]))
+        if len(words) == 6:
+            name, number, state, start, end, nodes = (_known(word) for word in words)
+            place = Place(state.partition(" ")[0], "", start=start, end=end, nodes=nodes)
+            found |= {one: place for one in (name, number) if one in jobs}
     return found
 
 
 def _ask(*command: str) -> list[str]:
     """Lines of an answer; none where Slurm knows none of the jobs or keeps no accounts."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_CALL_S,
+            check=False,
+            env=os.environ | PLAIN_TIMES,
+        )
     except subprocess.TimeoutExpired:
         raise InputError(f"{command[0]}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
     if done.returncode and any(one in done.stderr for one in LATER):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +15,14 @@ from dist_trainer.config import load
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
 from launch.after import bad_hosts
+from launch.requeue import Place
 from launch.snapshot import CONFIG_NAME
-from launch.squeue import Place, places
+from launch.squeue import places
+from launch.tail import recent_steps
 from shards.errors import InputError
 
 LOCAL = "local"
-_RECENT_STEPS, _TAIL_BYTES = 20, 1 << 17
+_RECENT_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,13 @@ def settings_of(run: RunFolder) -> Path | None:
     return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def last_step(run: RunFolder) -> int:
-    """The last step that was trained; 0 before the first."""
-    recent = _recent(run.metrics)
-    return int(recent[-1]["step"]) if recent else 0
-
-
 def _status(run: RunFolder, found: Mapping[str, Place]) -> Status:
     records = read_log(run.jobs)
     job = next(iter(jobs_of(run)[-1:]), "")
     own = [record for record in records if record.get("job") == job]
     began, ended = _newest(own, "began"), _newest(records, "ended")
     place, stop = found.get(job), (run.root / STOP_NAME).exists()
-    steps, recent = _steps(run), _recent(run.metrics)
+    steps, recent = _steps(run), recent_steps(run.metrics, _RECENT_STEPS)
     step = int(recent[-1]["step"]) if recent else 0
     done = steps is not None and 0 < steps <= run.steps_done()
     state, detail = _state(run, place, ended if ended in own else {}, stop, done)
@@ -220,26 +214,6 @@ def _steps(run: RunFolder) -> int | None:
         return load(settings).optimization.steps if settings else None
     except InputError:
         return None
-
-
-def _recent(metrics: Path) -> list[dict[str, Any]]:
-    """The last steps' records; the line that is being written is passed over."""
-    try:
-        with metrics.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = log.read().splitlines(keepends=True)
-    except OSError:
-        return []
-    found = []
-    for line in lines[-_RECENT_STEPS - 1 :]:
-        try:
-            record = json.loads(line)
-            int(record["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if line.endswith(b"\n"):
-            found.append(record)
-    return found[-_RECENT_STEPS:]
 
 
 def _mean(recent: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -14,7 +14,8 @@ from typing import Literal
 
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import SAVE_NAME, STOP_NAME
-from launch.squeue import Place, places
+from launch.requeue import Place
+from launch.squeue import places
 from launch.status import LOCAL, is_held, jobs_of
 from shards.errors import InputError
 

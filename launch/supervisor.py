@@ -7,6 +7,7 @@ what becomes of the job; what the others write into the run's folder tells it wh
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,17 +24,16 @@ import submitit
 
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
-from launch.after import Verdict, after, ended, start_of
+from launch.after import Verdict, after, began, ended, health_of, refusal, start_of
 from launch.cause import Ending, ending, mark_log
 from launch.local import end_with_parent
-from launch.requeue import keep_away, queued_as
+from launch.requeue import PLAIN_TIMES, keep_away, queued_as
 from launch.snapshot import CONFIG_NAME
 from shards.errors import InputError
 
 _LOOK_S = 1.0
 _BAD_INPUT = 2
-# A trainer whose peer has died ends by itself, and says whom it missed; one that does not is stuck.
-_GRACE_S = 30.0
+_GRACE_S = 30.0  # for a trainer that knows of a loss to end; one that does not is stuck
 _CALL_S = 60.0
 _TRIES, _PAUSE_S = 12, 10.0  # a controller that is restarted does not answer for a while
 _UNTIL_ENDED_S = 900.0
@@ -47,17 +47,35 @@ def supervise(run: RunFolder, snapshot: Path) -> None:
     # What submitit would do at once when told that the time ends: queue the job again. Here it waits for the save.
     queue_again = signal.getsignal(_signal_of(task))
     first = task.global_rank == 0
+    if why := refusal(run.root, os.environ):
+        if first:
+            _refuse(run, why)
+        return
     if first:
-        append(run.jobs, {**_start(), "event": "began", "nodes": task.hostnames, "ranks": task.num_tasks})
+        try:
+            began(run.root, task.hostnames, task.num_tasks, os.environ)
+        except InputError as error:
+            _refuse(run, str(error))
     child = _Child(run, snapshot, _environment(snapshot, first))
     if not first:
         code = child.wait()
         if code not in (0, COME_BACK_CODE):
             append(_losses(run), {**_start(), "rank": task.global_rank, "host": _host(), "code": code})
         return
-    end = _until_end(child, run)
+    # A trainer whose peer has died ends by itself, and says whom it missed, once it has not heard of it for so long.
+    grace_s = health_of(snapshot / CONFIG_NAME).silent_seconds + _GRACE_S
+    end = _until_end(child, run, grace_s)
     for line in end.shown if end.code else ():
         print(line)
+    if end.code and shutil.which("scontrol") is None:
+        # In a container without Slurm's commands; the batch script outside sees to the rest (`ltx-launch job-left`).
+        print(f"ended with code {end.code}: {end.cause}", flush=True)
+        sys.exit(end.code)
+    _see_to(run, end, task, queue_again)
+
+
+def _see_to(run: RunFolder, end: Ending, task: submitit.JobEnvironment, queue_again: Any) -> None:
+    """Note how the job ended, and let it come back where it shall. `queue_again`: submitit's handler for that."""
     try:
         verdict = after(run.root, end.code, os.environ)
     except InputError as error:
@@ -79,6 +97,13 @@ def supervise(run: RunFolder, snapshot: Path) -> None:
             _until_ended(told)
     if end.code:
         sys.exit(end.code)
+
+
+def _refuse(run: RunFolder, why: str) -> NoReturn:
+    """End the job before it begins, for good."""
+    ended(run.root, _BAD_INPUT, why, Verdict(False, why), os.environ)
+    print(f"error: {why}", flush=True)
+    sys.exit(_BAD_INPUT)
 
 
 class _Child:
@@ -134,12 +159,12 @@ def end_of(run: Path, environ: Mapping[str, str]) -> dict[str, Any] | None:
     return next((one for one in reversed(ends) if (one.get("job"), one.get("restart")) == now), None)
 
 
-def _until_end(child: _Child, run: RunFolder) -> Ending:
+def _until_end(child: _Child, run: RunFolder, grace_s: float) -> Ending:
     """How the ranks of this start ended. Of many that fail the first is to blame, and bad input before all."""
     stuck_at: float | None = None
     while (code := child.wait(_LOOK_S)) is None:
         if stuck_at is None and _lost(run):
-            stuck_at = time.monotonic() + _GRACE_S
+            stuck_at = time.monotonic() + grace_s
         if stuck_at is not None and time.monotonic() > stuck_at:
             child.kill()
             return _explained(_lost(run), run)
@@ -203,8 +228,15 @@ def _ends_at() -> str:
     """When Slurm will end the job, in seconds since 1970; empty where it will not, or does not say."""
     command = ["squeue", "--noheader", f"--jobs={queued_as(os.environ)}", "--format=%e"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False).stdout
-        return str(int(datetime.fromisoformat(said.strip()).timestamp()))
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_CALL_S,
+            check=False,
+            env=os.environ | PLAIN_TIMES,
+        )
+        return str(int(datetime.fromisoformat(done.stdout.strip()).timestamp()))
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return ""
 

@@ -20,11 +20,13 @@ task() {
     local file="$1/logs/$SLURM_JOB_ID.hosts" slots=${SLURM_GPUS_ON_NODE:-1} more
     scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$slots/" >"$file"
     read -ra more <<<"${LTX_DEEPSPEED:-}"
-    export OMP_NUM_THREADS=$((SRUN_CPUS_PER_TASK > slots ? SRUN_CPUS_PER_TASK / slots : 1))
+    local cpus=${SLURM_CPUS_PER_TASK:-1}
+    export OMP_NUM_THREADS=$((cpus > slots ? cpus / slots : 1))
     # The launcher would die of the signals that ask for a save before the ranks have saved: it is made deaf to them.
     # shellcheck disable=SC2016 # the number of each node, there
     TASK=(bash -c 'trap "" USR1 USR2 TERM; exec "${@/#--node_rank=%n/--node_rank=$SLURM_NODEID}"' deepspeed
         "${PYTHON[@]}" -m deepspeed.launcher.runner --no_ssh --node_rank=%n --hostfile="$file" "${more[@]}"
         --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" --no_local_rank --module dist_trainer.train)
 }
+export LTX_RANKS_PER_TASK=${SLURM_GPUS_ON_NODE:-1}
 train "${@:-configs/full_ft.yaml}"

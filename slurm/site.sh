@@ -6,11 +6,16 @@
 # module load cuda/12.8
 # source ~/.ltx_secrets
 
-# How Python with this package is called: on the first node by the script itself, and for every rank.
+# How Python with this package is called by every rank.
 # PYTHON=(apptainer exec --nv ltx.sif python)
 PYTHON=("${LTX_PYTHON:-.venv/bin/python}")
 
-# More words for srun, such as --container-image=... of pyxis. PYTHON must then be found inside and outside.
+# How it is called by the script itself, on the first node, before and after the ranks: it asks Slurm and computes nothing.
+# A container needs no Slurm commands inside where this is a Python outside, as that of `make`.
+HOST_PYTHON=("${LTX_HOST_PYTHON:-.venv/bin/python}")
+
+# More words for srun, such as --container-image=... of pyxis, with PYTHON=(python) of the image. An image holds the
+# packages of `make`; the repository, the data and the runs must be mounted at the paths that they have outside.
 SRUN=()
 
 # The network between nodes, where NCCL and gloo choose a wrong one (`ip -brief address` shows them).

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dist_trainer.config import load
-from dist_trainer.rundir import RunFolder, append
-from dist_trainer.stop import STOP_NAME
-from launch.after import Verdict, after, ended, start_of
+from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
+from launch.after import Verdict, after, bad_hosts, began, ended, kept_away, refusal, start_of
 from launch.cause import ending, mark
 from launch.requeue import keep_away, names, queued_as, requeue
 from shards.errors import InputError
@@ -22,10 +22,13 @@ app = typer.Typer()
 
 
 @app.command("job-began", hidden=True)
-def began(
+def began_command(
     config: Annotated[Path, typer.Argument()], overrides: Annotated[list[str] | None, typer.Argument()] = None
 ) -> None:
-    """Print the run's folder, made ready for the ranks' logs; nothing where the run is done or was told to stop."""
+    """Print the run's folder, made ready for the ranks' logs; nothing where the run is done or was told to stop.
+
+    A job that has got a node which failed this run's trial (one submitted anew knows of none) comes back on others.
+    """
     settings = load(config, overrides or [])
     folder = RunFolder(Path(settings.output_dir).absolute())
     if (folder.root / STOP_NAME).exists():
@@ -38,16 +41,25 @@ def began(
         return
     job, restart = start_of(os.environ)
     nodes = list(names(os.environ.get("SLURM_JOB_NODELIST", "localhost")))
-    ranks = int(os.environ.get("SLURM_NTASKS", "1"))
+    ranks = int(os.environ.get("SLURM_NTASKS", "1")) * int(os.environ.get("LTX_RANKS_PER_TASK") or 1)
+    if why := refusal(folder.root, os.environ):
+        ended(folder.root, 2, why, Verdict(False, why), os.environ)
+        raise InputError(why)
+    began(folder.root, nodes, ranks, os.environ)
     try:
         folder.ranks.mkdir(parents=True, exist_ok=True)
         mark(folder, job, restart)
-        record = {"time": time.time(), "event": "began", "job": job, "restart": restart}
-        append(folder.jobs, {**record, "nodes": nodes, "ranks": ranks})
     except OSError as error:
         raise InputError(
             f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
         ) from error
+    hosts = bad_hosts(folder)
+    if not set(hosts).isdisjoint(nodes):
+        # Slurm ends this script meanwhile, which must not cut this short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        requeue(queued_as(os.environ), hosts)
+        print(f"job {job}: it comes back and {kept_away(folder, hosts)}", file=sys.stderr, flush=True)
+        raise typer.Exit(COME_BACK_CODE)
     print(folder.root)
 
 

@@ -83,7 +83,8 @@ def stop_command(
     from rich.console import Console
 
     from launch import stopping
-    from launch.status import last_step, one_run
+    from launch.status import one_run
+    from launch.tail import last_step
     from shards.errors import InputError
 
     if now and save:
@@ -96,9 +97,12 @@ def stop_command(
         console = Console(file=sys.stderr)
         with console.status("") as shown:
             stopping.wait(
-                folder, what, 60 * limit, lambda why: shown.update(f"{why} (step {last_step(folder)})")
+                folder,
+                what,
+                60 * limit,
+                lambda why: shown.update(f"{why} (step {last_step(folder.metrics)})"),
             )
-        print("saved" if save else f"stopped after step {last_step(folder)}")
+        print("saved" if save else f"stopped after step {last_step(folder.metrics)}")
 
 
 @app.command("resume")
@@ -115,6 +119,7 @@ def resume_command(
 ) -> None:
     """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do."""
     from launch import resuming
+    from launch.cli.slurm import say_kept_away
     from launch.status import one_run
 
     folder = one_run(run)
@@ -122,6 +127,7 @@ def resume_command(
         raise typer.Exit(resuming.resume_here(folder, processes, overrides or []))
     told, queued = resuming.resume(folder, nodes, overrides or [])
     print(told)
+    say_kept_away(queued.run)
     print(f"job {queued.job}: {queued.run}\nwatch it:  ltx-launch status {queued.run}")
 
 

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _USUAL_SITE = Path("slurm/site.sh")
+# Exit codes of a task that was killed: Slurm's own where it took too much memory, else 128 and the signal.
+_OUT_OF_MEMORY, _KILLED, _MOST_KILLED = 125, 128, 5
 
 _Config = Annotated[Path, typer.Argument(help="YAML file of the run")]
 _Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")]
 _Nodes = Annotated[int, typer.Option(min=1, help="hosts")]
-_Gpus = Annotated[int, typer.Option(min=0, help="GPUs of each, one process for each GPU; 0: train on CPUs")]
+_Gpus = Annotated[
+    str,
+    typer.Option(help="GPUs of each, as 8 or h100:8, one process for each GPU; 0: train on CPUs"),
+]
 _Tasks = Annotated[int | None, typer.Option(min=1, help="processes of each host, without GPUs; default 1")]
 _Cpus = Annotated[int, typer.Option(min=1, help="CPUs of each process")]
 _Time = Annotated[str, typer.Option(help="as sbatch takes it: minutes, 24:00:00 or 2-12:00:00")]
@@ -53,7 +58,7 @@ def slurm_command(
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="most runs of a sweep at a time")] = None,
     nodes: _Nodes = 1,
-    gpus_per_node: _Gpus = 8,
+    gpus_per_node: _Gpus = "8",
     tasks_per_node: _Tasks = None,
     cpus_per_task: _Cpus = 8,
     time: _Time = "24:00:00",
@@ -70,13 +75,14 @@ def slurm_command(
 ) -> None:
     """Queue training on a Slurm cluster. It comes back by itself after its time limit, preemption, or a crash."""
     from dist_trainer.config import load
-    from launch.resources import Resources
+    from launch.resources import Resources, gpus
     from launch.submit import prepare, submit_all
     from launch.sweep import variants
 
+    number, kind = gpus(gpus_per_node)
     resources = Resources(
-        nodes, gpus_per_node, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
-        dependency, _options(sbatch), _site(site),
+        nodes, number, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
+        dependency, _options(sbatch), _site(site), kind,
     )  # fmt: skip
     base = load(config, overrides or [])
     configs = [
@@ -92,6 +98,7 @@ def slurm_command(
     queued = submit_all(configs, resources, base.output_dir, at_once)
     for one in queued:
         print(f"job {one.job}: {one.run}")
+        say_kept_away(one.run)
     print(_how_to_watch(queued[0].run, queued[0].job))
 
 
@@ -112,7 +119,7 @@ def pipeline_command(
         typer.Option(metavar="WORD", help="another word for `ltx-shards encode`; repeatable"),
     ] = None,
     nodes: _Nodes = 1,
-    gpus_per_node: _Gpus = 8,
+    gpus_per_node: _Gpus = "8",
     tasks_per_node: _Tasks = None,
     cpus_per_task: _Cpus = 8,
     time: _Time = "24:00:00",
@@ -130,11 +137,12 @@ def pipeline_command(
     """Queue all from clips to exported weights: encode, check, train, export, each when the one before ended well."""
     from dist_trainer.config import dump, load
     from launch.pipeline import Data, pipeline, stages
-    from launch.resources import Resources
+    from launch.resources import Resources, gpus
 
+    number, kind = gpus(gpus_per_node)
     resources = Resources(
-        nodes, gpus_per_node, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
-        dependency, _options(sbatch), _site(site),
+        nodes, number, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
+        dependency, _options(sbatch), _site(site), kind,
     )  # fmt: skip
     resolved = load(config, overrides or [])
     data = Data(table, model or resolved.model.model_source, buckets, workers, tuple(encode or ()))
@@ -152,7 +160,35 @@ def pipeline_command(
     for stage, before in zip(queued, ["", *(one.job for one in queued)], strict=False):
         print(f"{stage.name:<8} {stage.job:<10} {before or '-':<10} {stage.does}")
     train = next(stage for stage in queued if stage.name == "train")
+    say_kept_away(resolved.output_dir)
     print(_how_to_watch(resolved.output_dir, train.job))
+
+
+def say_kept_away(run: Path) -> None:
+    """Print which hosts a run's job keeps away from, if any."""
+    from dist_trainer.rundir import RunFolder
+    from launch.after import bad_hosts, kept_away
+
+    folder = RunFolder(run)
+    if hosts := bad_hosts(folder):
+        print(f"it {kept_away(folder, hosts)}")
+
+
+@app.command("stage-left", hidden=True)
+def stage_left_command(code: Annotated[int, typer.Argument()]) -> None:
+    """After a data stage's task that ended badly: queue it again where it was killed, as one short of memory is."""
+    import os
+
+    from launch.after import start_of
+    from launch.requeue import place, queued_as, requeue
+
+    job, (_, restart) = queued_as(os.environ), start_of(os.environ)
+    if (code == _OUT_OF_MEMORY or code > _KILLED) and restart < _MOST_KILLED:
+        now = place(job)
+        if now.ours and now.restarts == restart:
+            print(f"ended with code {code}, killed; it comes back and goes on where it was", flush=True)
+            requeue(job)
+    raise typer.Exit(code)
 
 
 @app.command("job-left", hidden=True)

@@ -9,7 +9,7 @@ train() {
     enter
     local run code=0
     # Nothing is printed where there is nothing to do: the run has DONE or STOP in its folder.
-    run=$("${PYTHON[@]}" -m launch job-began "$@")
+    run=$("${HOST_PYTHON[@]}" -m launch job-began "$@")
     [ -n "$run" ] || return 0
 
     # In an array the number of the last task is that of the whole array.
@@ -19,7 +19,7 @@ train() {
     # A port of the job's own, so that two jobs on one node do not meet, and below those that the system hands out.
     export MASTER_PORT=$((16000 + SLURM_JOB_ID % 16000))
     # When Slurm will end the job: the run saves before that, also where no signal comes.
-    ends=$(squeue --noheader --jobs="${job:-$SLURM_JOB_ID}" --format=%e || true)
+    ends=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="${job:-$SLURM_JOB_ID}" --format=%e || true)
     LTX_JOB_ENDS_AT=$(date --date="$ends" +%s 2>/dev/null || true)
     export LTX_JOB_ENDS_AT
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST"
@@ -32,7 +32,7 @@ train() {
         "${TASK[@]}" "$@" 2>"$run/logs/$SLURM_JOB_ID.srun.log" || code=$?
     # To queue the job again is to have this script told to end, which must wait until all is arranged.
     trap '' TERM USR1 USR2
-    "${PYTHON[@]}" -m launch job-ended "$run" "$code"
+    "${HOST_PYTHON[@]}" -m launch job-ended "$run" "$code"
 }
 
 # task RUN: sets TASK to what each task of a training job runs, before its CONFIG: a rank.
@@ -55,11 +55,12 @@ enter() {
     # shellcheck source=slurm/site.sh
     source slurm/site.sh
     set -u
+    [ -v HOST_PYTHON ] || HOST_PYTHON=("${PYTHON[@]}") # a site.sh that does not set it
     # Ranks get all that is set here, also where jobs are queued with --export=NONE.
     export SLURM_EXPORT_ENV=ALL
-    # srun does not take this over from the script's header.
-    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
+    # srun does not take this over from the script's header; where that has --cpus-per-gpu, it is not set.
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_PER_GPU:-1}}}
 }
 
 # step WORDS...: srun in the background, so that signals to this script are acted on at once: to stop and come back

@@ -8,7 +8,7 @@ import pytest
 
 from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, append, read_log, write_text
-from launch.after import after, ended
+from launch.after import Verdict, after, bad_hosts, began, ended, refusal
 from launch.requeue import Place
 from tests.support.runs import ROOT
 
@@ -84,13 +84,63 @@ def test_another_job_begins_its_own_count(run: RunFolder) -> None:
     assert start(run, CRASH)
 
 
-def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(run: RunFolder) -> None:
+def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.after.place", lambda job: Place("RUNNING", "None", number))
     for number in range(5):
-        append(run.bad_nodes, {"job": "local", "restart": number, "host": f"node{number}.cluster.org"})
-        verdict = after(run.root, 1, {"SLURM_RESTART_COUNT": str(number)})
+        environ = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(number)}
+        began(run.root, [f"node{number}"], 1, environ)
+        append(run.bad_nodes, {"job": "7", "restart": number, "host": f"node{number}.cluster.org"})
+        verdict = after(run.root, 1, environ)
         assert verdict.again
         assert verdict.exclude == tuple(f"node{other}" for other in range(number + 1))
-        ended(run.root, 1, "a test", verdict, {"SLURM_RESTART_COUNT": str(number)})
+        assert f"delete its lines in {run.bad_nodes}" in verdict.why
+        ended(run.root, 1, "a test", verdict, environ)
+
+
+def test_bad_nodes_have_the_names_that_slurm_has_for_them(run: RunFolder) -> None:
+    began(run.root, ["node1", "node2.a.org", "node3"], 3, {"SLURM_JOB_ID": "7"})
+    began(run.root, ["desk"], 1, {})
+    for host in ("node1.a.org", "node2.a.org", "renamed"):
+        append(run.bad_nodes, {"job": "7", "restart": 0, "host": host})
+    for host in ("desk", "node3"):
+        append(run.bad_nodes, {"job": "local", "restart": 0, "host": host})
+    assert bad_hosts(run) == ("node1", "node2.a.org")
+
+
+def test_a_job_whose_starts_take_their_nodes_along_does_not_begin_for_ever(run: RunFolder) -> None:
+    def starts(job: str) -> int:
+        for number in range(100):
+            environ = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(number)}
+            if refusal(run.root, environ):
+                return number
+            began(run.root, ["node1"], 1, environ)
+            assert not refusal(run.root, environ), "what it says of itself does not count"
+        return 100
+
+    assert starts("7") == 20
+    assert starts("8") == 20
+    checkpoint(run, 10)
+    assert not refusal(run.root, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "20"})
+    assert "began 20 times" in refusal_after(run)
+
+
+def refusal_after(run: RunFolder) -> str:
+    """What a job is told that has begun 20 times since the newest checkpoint."""
+    for number in range(20):
+        began(run.root, ["node1"], 1, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(number)})
+    return refusal(run.root, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "20"})
+
+
+def test_an_end_that_cannot_be_noted_is_said_and_no_error(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.jobs.mkdir(parents=True)
+    ended(run.root, CRASH, "a test", Verdict(True, "why"), JOB)
+    said = capsys.readouterr().out
+    assert said.startswith(f"error: {run.jobs}: cannot be written")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

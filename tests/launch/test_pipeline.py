@@ -88,9 +88,34 @@ def test_every_stage_runs_the_snapshot_that_is_there_when_it_is_queued(
     for stage in chain:
         text = queue.script(stage.order)
         assert f"PYTHONPATH={training.order.snapshot}" in text
-        assert ("job-left" in text) == (stage.name == "train"), (
-            "what becomes of the run is decided for its own job"
-        )
+        last = "job-left" if stage.name == "train" else "stage-left"
+        assert f"-P -m launch {last}" in text, "what becomes of the run is decided for its own job"
+
+
+@pytest.mark.parametrize(
+    ("code", "restart", "state", "again"),
+    [
+        (137, 0, "RUNNING", True),
+        (125, 0, "RUNNING", True),  # Slurm's own where it ran out of memory
+        (1, 0, "RUNNING", False),
+        (137, 5, "RUNNING", False),
+        (143, 0, "COMPLETING", False),  # cancelled
+    ],
+)
+def test_one_that_is_killed_comes_back_a_few_times(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch, code: int, restart: int, state: str, again: bool
+) -> None:
+    show = f'echo "JobId=9 JobState={state} Reason=None Restarts={restart} ExcNodeList=(null)"'
+    stand_ins(slurm, monkeypatch, scontrol=f'case $1 in show) {show} ;; *) echo "$*" >> "$HERE/done" ;; esac')
+    marks = {"JOB_ID": "9", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "RESTART_COUNT": str(restart)}
+    for name, value in marks.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("sys.argv", ["ltx-launch", "stage-left", str(code)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    assert (slurm / "done").exists() == again
+    assert not again or (slurm / "done").read_text() == "requeue 7_2\n"
 
 
 def test_a_chain_that_cannot_be_queued_to_its_end_leaves_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ SCONTROL = """#!/bin/bash
 echo "$*" >> "{folder}/calls"
 if [ -f "{folder}/fails" ]; then cat "{folder}/fails" >&2; rm "{folder}/fails"; exit 1; fi
 case $1 in
+  requeue | update) if [ -f "{folder}/late" ]; then mv "{folder}/late" "{folder}/job"
+      echo "Socket timed out on send/recv operation" > "{folder}/fails"; cat "{folder}/fails" >&2; exit 1; fi ;;
   show) [ "$2" = job ] && cat "{folder}/job" || echo "$3" | tr , '\\n' ;;
 esac
 """
@@ -78,6 +81,23 @@ def test_a_job_that_was_cancelled_just_now_is_left_alone(slurm: Path) -> None:
     with pytest.raises(InputError, match="cancelled"):
         requeue.requeue("7", ["node2"])
     assert changes(slurm) == []
+
+
+def test_what_slurm_did_but_was_late_to_say_is_done(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "_TRIES", 2)
+    is_job(slurm, restarts=1)
+    (slurm / "job").rename(slurm / "late")
+    is_job(slurm)
+    requeue.requeue("7", ["node2"])
+    assert changes(slurm) == ["requeue 7", "requeue 7", "update JobId=7 ExcNodeList=node2"]
+    is_job(slurm, excluded="node2,node3")
+    (slurm / "job").rename(slurm / "late")
+    is_job(slurm, excluded="node2")
+    requeue.keep_away("7", ["node3"])
+    is_job(slurm)
+    shutil.copy(slurm / "job", slurm / "late")
+    with pytest.raises(InputError, match="timed out"):
+        requeue.requeue("7")
 
 
 def test_what_a_job_keeps_away_from_already_stays(slurm: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.resources import Resources, minutes
+from launch.resources import Resources, gpus, minutes
 from shards.errors import InputError
 
 
@@ -46,6 +46,14 @@ def test_there_is_one_rank_for_each_gpu() -> None:
     assert Resources(nodes=4, gpus_per_node=0, tasks_per_node=3).ranks == 12
     with pytest.raises(InputError, match="--tasks-per-node 3"):
         Resources(gpus_per_node=8, tasks_per_node=3)
+
+
+def test_gpus_are_read_as_sbatch_reads_them() -> None:
+    assert gpus("8") == (8, None)
+    assert gpus("h100:4") == (4, "h100")
+    for text in ("", "h100", "h100:", "-1", "a b:1", "a:b:1", "8\n#"):
+        with pytest.raises(InputError, match="--gpus-per-node"):
+            gpus(text)
 
 
 @pytest.mark.parametrize("name", ["partition", "account", "qos", "constraint", "exclude", "dependency"])

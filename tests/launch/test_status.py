@@ -110,9 +110,13 @@ def test_what_went_wrong_on_the_way_is_counted(run: Path) -> None:
     for step in (4, 5):
         append(folder.skipped, {"step": step})
     append(folder.replaced, {"step": 3})
+    append(folder.jobs, {"event": "began", "job": "7", "restart": 0, "nodes": ["node3"]})
     append(folder.bad_nodes, {"job": "7", "restart": 0, "host": "node3.cluster.org", "cause": "no GPU"})
     found = read(run)
     assert (found.skipped, found.replaced, found.bad_nodes) == (2, 1, ("node3",))
+    shown = "".join(ltx_launch("status", run).stdout.split())
+    assert "keepsawayfromnode3" in shown
+    assert "deleteitslinesin" in shown
 
 
 def test_a_run_that_waits_is_told_by_what_it_was_queued_with(tmp_path: Path, run: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
-from launch.status import Status, last_step, statuses
+from launch.status import Status, statuses
 from launch.stopping import ask, wait
+from launch.tail import last_step
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.launched import STEPS, ltx_launch
@@ -42,7 +43,7 @@ class Living:
 
     def until_step(self, step: int) -> None:
         deadline = time.monotonic() + 150
-        while last_step(self.run) < step:
+        while last_step(self.run.metrics) < step:
             assert time.monotonic() < deadline
             assert self.launcher.poll() is None
             time.sleep(0.05)
@@ -77,7 +78,7 @@ def test_a_run_saves_stops_and_goes_on_as_asked(living: Living) -> None:
 
     stopped = ltx_launch("stop", root, "--wait")
     assert stopped.returncode == 0, stopped.stderr
-    reached = last_step(living.run)
+    reached = last_step(living.run.metrics)
     assert f"stopped after step {reached}\n" in stopped.stdout
     assert f"ltx-launch resume {root}" in stopped.stdout
     assert living.launcher.wait(60) == 0

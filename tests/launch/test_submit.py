@@ -161,6 +161,7 @@ def test_a_relative_folder_is_meant_from_where_the_call_was(
 
 def test_bad_nodes_of_the_run_are_left_out(config: Callable[[str], RunConfig], tmp_path: Path) -> None:
     run = tmp_path / "a run" / "r"
+    append(RunFolder(run).jobs, {"event": "began", "job": "1", "nodes": ["node2", "node3", "node7"]})
     for host in ("node7", "node2", "node7"):
         append(RunFolder(run).bad_nodes, {"job": "1", "host": host, "cause": "test"})
     asked = Resources(gpus_per_node=0, exclude="node9")
@@ -205,6 +206,34 @@ def test_the_file_of_the_cluster_is_kept_and_read_first(
     assert words[words.index("env") + 2 :][:2] == [sys.executable, "-P"]
     with pytest.raises(InputError, match="--site"):
         prepare([config("r")], Resources(gpus_per_node=0, site=str(tmp_path / "none.sh")), tmp_path / "r")
+
+
+def test_what_comes_after_the_tasks_is_called_outside_their_container(
+    config: Callable[[str], RunConfig], slurm: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text("PYTHON=(in_a_box python)\n")
+    host = tmp_path / "host_python"
+    host.write_text('#!/bin/bash\necho "host: $*"; exit 85\n')
+    host.chmod(0o755)
+    queued = submit(config("r"), Resources(gpus_per_node=0, site=str(site)))
+    done = subprocess.run(  # srun is a stand-in that ends with 1
+        ["bash", str(slurm / "100.job")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": f"{slurm}:/usr/bin:/bin", "LTX_HOST_PYTHON": str(host)},
+    )
+    assert done.stdout == f"host: -P -m launch job-left {queued.run} 1\n"
+    assert done.returncode == 85
+
+
+def test_gpus_may_be_of_a_kind(config: Callable[[str], RunConfig], slurm: Path, tmp_path: Path) -> None:
+    asked = Resources(nodes=2, gpus_per_node=4, gpu_type="h100")
+    queued = submit(config("r"), asked)
+    assert "--gpus-per-node=h100:4" in lines((slurm / "100.job").read_text())
+    (record,) = read_log(RunFolder(queued.run).jobs)
+    assert (record["ranks"], Resources.read(record["resources"])) == (8, asked)
 
 
 def test_a_run_that_is_queued_is_not_queued_again(

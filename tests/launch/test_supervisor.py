@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, read_log
 from launch import supervisor
 from launch.after import Verdict
 from launch.cli import main
 from tests.support.programs import stand_ins
+from tests.support.runs import ROOT
 
 JOB = "4711"
 
@@ -156,6 +158,9 @@ def test_a_trainer_that_stays_after_another_was_lost_is_ended(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
+    (task.run.root.parent / "snapshot").mkdir()
+    lora = load(ROOT / "configs" / "lora.yaml", ["health.silent_seconds=0.2"])
+    (task.run.root.parent / "snapshot" / "config.yaml").write_text(dump(lora))
     task.start("os.kill(os.getpid(), 9)", rank=1)
     assert task.start("print(os.getpid(), flush=True); time.sleep(60)") == 137
     assert not Path(f"/proc/{task.log.split()[-1]}").exists()
@@ -191,6 +196,39 @@ def test_what_slurm_has_queued_again_itself_is_left_alone(
     monkeypatch.setattr(supervisor, "_UNTIL_ENDED_S", 0.2)
     signal.signal(signal.SIGUSR2, lambda *_: pytest.fail("queued twice"))
     assert task.start("sys.exit(85)") == 85
+
+
+def test_a_trainer_has_time_to_notice_that_another_is_silent(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        supervisor, "_GRACE_S", 0.0
+    )  # its settings are those of a start that wrote none: 60 s
+    task.start("os.kill(os.getpid(), 9)", rank=1)
+    assert task.start("time.sleep(1.5); print('error: rank 1 is silent', flush=True); sys.exit(1)") == 1
+    assert "rank 1 is silent" in task.log
+
+
+def test_without_slurm_s_commands_what_comes_after_is_left_to_the_batch_script(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.supervisor.shutil.which", lambda name: None)
+    assert task.start("sys.exit(85)") == 85
+    assert task.events("ended") == []
+    assert task.start("") == 0
+    assert [one["code"] for one in task.events("ended")] == [0]
+
+
+def test_a_start_that_is_refused_trains_nothing(task: Task) -> None:
+    for number in range(20):
+        began = {"SLURM_JOB_ID": JOB, "SLURM_RESTART_COUNT": str(number)}
+        supervisor.began(task.run.root, ["node1"], 2, began)
+    assert task.start("", rank=1, restart=20) == 0
+    assert task.start("", restart=20) == 2
+    assert not task.run.ranks.exists()
+    (ended,) = task.events("ended")
+    assert (ended["code"], ended["again"]) == (2, False)
+    assert "began 20 times" in ended["cause"]
 
 
 def test_how_a_start_ended_is_found_again(task: Task) -> None:

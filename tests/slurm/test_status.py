@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.rundir import RunFolder, append
-from launch.status import last_step
+from launch.tail import last_step
 from shards.dataset.opened import Dataset
 from tests.support.runs import ROOT, environment, tiny_config, trained, write_config
 from tests.support.slurm import Cluster
@@ -50,8 +50,8 @@ class Launcher:
         return found
 
     def until_step(self, job: str, step: int) -> None:
-        self.slurm.wait(job, *ENDED, limit=300, until=lambda: last_step(self.run) >= step)
-        assert last_step(self.run) >= step, self.call("logs", self.run.root).stdout
+        self.slurm.wait(job, *ENDED, limit=300, until=lambda: last_step(self.run.metrics) >= step)
+        assert last_step(self.run.metrics) >= step, self.call("logs", self.run.root).stdout
 
 
 def test_a_job_is_looked_after_from_its_start_to_its_end(
@@ -83,7 +83,7 @@ def test_a_job_is_looked_after_from_its_start_to_its_end(
     assert f"its job {job} is running" in refused.stderr
 
     assert "saves after the step it is in" in launcher("stop", root, "--wait")
-    reached = last_step(launcher.run)
+    reached = last_step(launcher.run.metrics)
     assert slurm.wait(job, *ENDED) == "COMPLETED"
     found = launcher.status()
     assert (found["state"], found["step"], found["checkpoint"]) == ("STOPPED", reached, reached)
