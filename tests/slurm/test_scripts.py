@@ -6,6 +6,7 @@ The stories run a few at a time, as jobs of a cluster do; the tests look at what
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -306,8 +307,12 @@ def test_a_cancelled_job_stays_so_and_another_goes_on_from_what_was_saved(
     began = [record for record in run.jobs if record["event"] == "began"]
     assert [record["ranks"] for record in began] == [2, 1, 4]
     assert len({record["job"] for record in began}) == 3
-    saved = min(int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step_*"))
-    assert f"resuming after step {saved}\n" in run.logs()
+    saved = {int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step_*")}
+    resumed = [int(step) for step in re.findall(r"resuming after step (\d+)\n", run.logs())]
+    # One that is cancelled saves once more, if Slurm lets it live so long.
+    assert len(resumed) == 2
+    assert set(resumed) <= saved
+    assert resumed[0] >= min(saved)
     assert_nothing_lost(run.folder, whole(run))
 
 
