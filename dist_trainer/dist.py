@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -51,10 +51,16 @@ class Gathering:
         limit = self.timeout_s if timeout_s is None else timeout_s
         self._turns += 1
         name = f"turn/{self._turns}"
-        self._store.set(f"{name}/{self.world.rank}", "1")
+        try:
+            self._store.set(f"at/{self.world.rank}", str(self._turns))
+            self._store.add(f"{name}/came", 1)
+        except (RuntimeError, torch_dist.DistError) as error:
+            raise MissingRanks(f"{purpose}: rank 0 did not answer, its store is gone", [0]) from error
         missing: list[int] = []
         if self.world.is_main:
-            missing = self._wait_for_all(name, limit)
+            # One key for all ranks: it is asked for many times a second.
+            came = self._wait(lambda: self._store.add(f"{name}/came", 0) == self.world.size, limit)
+            missing = [] if came else [rank for rank in range(self.world.size) if not self._has_come(rank)]
             self._store.set(f"{name}/result", self._verdict(missing, limit))
         try:
             # Rank 0 speaks at the limit; the extra seconds let its verdict arrive.
@@ -86,21 +92,6 @@ class Gathering:
     def twin(self) -> torch_dist.Store:
         """The ranks' common store through a client of its own: the calls of one client wait for each other."""
         return self._store.clone()  # type: ignore[attr-defined]
-
-    def progress(self, step: int) -> None:
-        """Tell the other ranks which step this one has begun."""
-        self._store.set(f"step/{self.world.rank}", str(step))
-
-    def behind(self) -> str:
-        """Ranks that began fewer steps than the others, in words; empty when all are level."""
-        try:
-            reached = [
-                int(self._store.get(f"step/{rank}")) if self._store.check([f"step/{rank}"]) else 0
-                for rank in range(self.world.size)
-            ]
-        except (RuntimeError, torch_dist.DistError):
-            return "rank 0 (its store no longer answers)"
-        return self.describe([rank for rank, at in enumerate(reached) if at < max(reached)])
 
     def share(self, name: str, value: str, timeout_s: float | None = None) -> str:
         """Rank 0's `value`, on every rank. Raises MissingRanks where it does not come in `timeout_s` seconds."""
@@ -134,7 +125,7 @@ class Gathering:
         if self.world.size == 1:
             return
         if self.world.is_main:
-            self._wait_for_all("ended", limit, failed=True)
+            self._wait(lambda: self._all_have_set("ended"), limit, failed=True)
         elif not spoke:
             time.sleep(2.0)
 
@@ -142,7 +133,7 @@ class Gathering:
         """Part: rank 0, which serves the store, leaves last (but waits no longer than ten seconds)."""
         self._store.set(f"left/{self.world.rank}", "1")
         if self.world.is_main:
-            self._wait_for_all("left", 10.0)
+            self._wait(lambda: self._all_have_set("left"), 10.0)
 
     def _result(self, purpose: str, limit: float, wait_s: float) -> str:
         """Rank 0's word on this turn. Raises MissingRanks when it is not a good one, or none came in `wait_s`."""
@@ -156,17 +147,23 @@ class Gathering:
             raise MissingRanks(f"{purpose}: {result}")
         return result.removeprefix(_COMPLETE)
 
-    def _wait_for_all(self, name: str, limit: float, failed: bool = False) -> list[int]:
-        """Ranks that have not set `name` within `limit` seconds, or when one fails (unless that has happened)."""
+    def _has_come(self, rank: int) -> bool:
+        key = f"at/{rank}"
+        return self._store.check([key]) and int(self._store.get(key)) >= self._turns
+
+    def _all_have_set(self, name: str) -> bool:
+        return self._store.check([f"{name}/{rank}" for rank in range(self.world.size)])
+
+    def _wait(self, done: Callable[[], bool], limit: float, failed: bool = False) -> bool:
+        """Whether it is `done` within `limit` seconds, and before a rank fails (unless that has happened)."""
         deadline = time.monotonic() + limit
-        keys = [f"{name}/{rank}" for rank in range(self.world.size)]
         while time.monotonic() < deadline:
-            if self._store.check(keys):
-                return []
+            if done():
+                return True
             if not failed and self._store.check([FAILED]):
                 break
             time.sleep(0.02)
-        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        return False
 
     def _verdict(self, missing: list[int], limit: float) -> str:
         if not missing:

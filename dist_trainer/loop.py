@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_trainer.dist import Gathering
 from dist_trainer.feed.collate import Pack
 from dist_trainer.feed.feed import Fed
 from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
@@ -18,7 +17,6 @@ from dist_trainer.replaced import Ledger, Replaced
 from dist_trainer.skipped import Skipped, Skips
 from dist_trainer.stop import Requests, Wish
 from dist_trainer.watch import progress
-from dist_trainer.world import World
 from shards.dataset.manifest import Manifest
 from shards.errors import DamagedSample
 from shards.hashing import mix
@@ -48,7 +46,6 @@ def train(
     skips: Skips,
     events: Events,
     requests: Requests,
-    gathering: Gathering,
     dtype: torch.dtype,
 ) -> Wish:
     """Run until `fed` ends, or all ranks agree to stop; returns COME_BACK or STOP then, else NONE.
@@ -68,7 +65,7 @@ def train(
         step = item.micro.step
         progress.at(step.index + 1, item.micro.index + 1)
         if sums is None:
-            sums = _begin(step.index, len(step.rows), gathering, engine.world)
+            sums = StepSums(len(step.rows), engine.world.size, engine.world.rank, engine.world.device)
         waited += wait_s
         ledger.tell(engine.world.rank, item.damaged)
         damaged.update(item.damaged)
@@ -95,11 +92,6 @@ def train(
         if wish >= Wish.COME_BACK and step.index + 1 < events.steps:
             return wish
     return Wish.NONE
-
-
-def _begin(index: int, samples: int, gathering: Gathering, world: World) -> StepSums:
-    gathering.progress(index + 1)
-    return StepSums(samples, world.size, world.rank, world.device)
 
 
 def _micro_step(engine: Engine, item: Fed, sums: StepSums, dtype: torch.dtype) -> None:

@@ -96,7 +96,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         events = open_events(config, engine, folder, board, requests, gathering)
         manifest = dataset.manifest
         dtype = dtype_of(config)
-        wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, gathering, dtype)
+        wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, dtype)
     progress.doing("exporting")
     if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)

@@ -23,7 +23,8 @@ class HealthConfig(Block):
         default=60.0,
         gt=0.0,
         description="A process (killed, frozen, its machine gone) that is not heard of for so long ends the run. "
-        "Keep it well below hang_minutes, and above the longest pause of your network.",
+        "Keep it well below hang_minutes, and above the longest pause of your network. Once the launcher ends the "
+        "others (TERM), 10 seconds are enough.",
     )
     max_skipped_steps: int = Field(
         default=5,

@@ -59,7 +59,7 @@ def _speak(error: Exception, gathering: Gathering, watch: Watch | None) -> None:
     if gone:
         _tell(f"error: {cause}")
     else:
-        late = gathering.behind()
+        late = watch.behind() if watch and _may_be_felt(error) else ""
         _tell(f"error: {_explained(error)}" + (f"\nbehind the others: {late}" if late else ""))
     if watch and (gone or isinstance(error, MissingRanks)):
         watch.pronounce(cause, _traced(error))

@@ -22,12 +22,15 @@ import torch.distributed as torch_dist
 
 from dist_trainer.dist import FAILED, PREFIX, Gathering
 from dist_trainer.watch import progress
-from dist_trainer.watch.beat import Beat, heard, places
+from dist_trainer.watch.beat import Beat, beats_of, behind, heard, places, without_beats
+from dist_trainer.watch.ending import Ending
 from dist_trainer.watch.standing import standing, write_stacks
 from dist_trainer.watch.stillness import Stillness
 
 _LONGEST_INTERVAL_S = 2.0
 _AFTER_FAILURE_S = 15.0  # in which a rank ends by itself when another has failed
+# Once a rank is told to end: a launcher that has lost one tells the others, and kills them soon (Slurm after 30 s).
+_SILENT_ENDING_S = 10.0
 _IO_S = 5.0  # for a line, a file, an answer of the store, while ending
 _VERDICT = "verdict"
 
@@ -35,9 +38,10 @@ _VERDICT = "verdict"
 class Watch:
     """Watches this rank, rank 0 and, on rank 0, all ranks; ends the process with exit code 1 when the run cannot go on.
 
-    `silent_s`: a rank not heard of for so long is gone. `hang_s`: a run in which no rank gives a sign of life for so
-    long hangs. Both count only time in which this process itself was awake. Stacks go to `stacks`/<job>_<rank>.txt,
-    the cause to `stacks`/<job>_cause.txt, which also settles which rank says it.
+    `silent_s`: a rank not heard of for so long is gone; once ranks are told to end (SIGTERM), 10 s are enough.
+    `hang_s`: a run in which no rank gives a sign of life for so long hangs. All count only time in which this process
+    itself was awake. Stacks go to `stacks`/<job>_<rank>.txt, the cause to `stacks`/<job>_cause.txt, which also settles
+    which rank says it.
     """
 
     def __init__(
@@ -58,9 +62,11 @@ class Watch:
         self._failed: int | None = None
         self._lost = False
         self._main_ends_s: float | None = None
+        self._ending: Ending | None = None
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; from the main thread."""
+        self._ending = Ending()
         if self._world.is_main:
             # The cause of an earlier job of this name.
             within(_IO_S, lambda: self._cause_file.unlink(missing_ok=True))
@@ -80,6 +86,8 @@ class Watch:
         self._judged.set()
         for thread in self._threads:
             thread.join(1.0)
+        if self._ending:
+            self._ending.close()
         faulthandler.cancel_dump_traceback_later()
 
     def main_ends(self, limit_s: float) -> None:
@@ -110,26 +118,23 @@ class Watch:
         if self._world.size == 1 or not self._threads:
             return ""
         try:
-            silent = self._without_beats(self._gathering.store(PREFIX))
+            store = self._gathering.store(PREFIX)
+            silent = without_beats(store, self._world.size, self._world.rank, 3 * self.interval)
             named = self._gathering.describe(list(silent))
         except RuntimeError:
             return ""
         are = "is" if len(silent) == 1 else "are"
         return f"{named} {are} gone, last heard of in {places(silent)}" if silent else ""
 
-    def _without_beats(self, store: torch_dist.Store) -> dict[int, Beat]:
-        """The other ranks whose hearts do not beat for some intervals, with their last beat."""
-        keys = [f"beat/{rank}" for rank in range(self._world.size)]
-        if not store.check(keys):
-            return {}
-        first: list[bytes] = store.multi_get(keys)
-        waiting = [rank for rank in range(self._world.size) if rank != self._world.rank]
-        until = time.monotonic() + 3 * self.interval
-        while waiting and time.monotonic() < until:
-            time.sleep(min(0.2, self.interval))
-            now = store.multi_get(keys)
-            waiting = [rank for rank in waiting if now[rank] == first[rank]]
-        return {rank: heard(first[rank]) for rank in waiting}
+    def behind(self) -> str:
+        """Ranks that have come less far than the others, in words; for the main thread, after `gone`."""
+        if self._world.size == 1 or not self._threads:
+            return ""
+        try:
+            late = behind(beats_of(self._gathering.store(PREFIX), self._world.size))
+            return f"{self._gathering.describe(list(late))} in {places(late)}" if late else ""
+        except RuntimeError:
+            return ""
 
     def pronounce(self, cause: str, error: str) -> None:
         """Let every rank write its stacks and end; for the main thread, whose `error` shows that a rank is gone."""
@@ -205,7 +210,7 @@ class Watch:
         while not self._judged.wait(self.interval):
             if self._world.size > 1:
                 # Where a call of C keeps the interpreter for itself, only this one can tell where; to the rank's log.
-                faulthandler.dump_traceback_later(self._silent_s, file=2)
+                faulthandler.dump_traceback_later(self._silence_s, file=2)
             self._look()
             self._still.tick()
             main_ends = self._main_ends_s is not None
@@ -230,7 +235,12 @@ class Watch:
         place = progress.now()
         moves = place.moves + self._changes
         self._own = self._own._replace(
-            moves=moves, marks=place.marks, place=str(place), where=at.where, waits=at.waits
+            moves=moves,
+            marks=place.marks,
+            place=str(place),
+            where=at.where,
+            waits=at.waits,
+            ending=self._ending is not None and self._ending.told(),
         )
 
     def _signs(self) -> Any:
@@ -239,18 +249,23 @@ class Watch:
             return time.monotonic()
         return (self._own.moves, *(beat.moves for beat in self._beats.values()))
 
+    @property
+    def _silence_s(self) -> float:
+        ending = self._own.ending or any(beat.ending for beat in self._beats.values())
+        return min(self._silent_s, _SILENT_ENDING_S) if ending else self._silent_s
+
     def _silent(self) -> list[int]:
         """Ranks whose hearts have not beaten for too long, with those that are about to be."""
         ages = {rank: self._still.seconds(rank, beat.told) for rank, beat in self._beats.items()}
-        if not ages or max(ages.values()) < self._silent_s:
+        if not ages or max(ages.values()) < self._silence_s:
             return []
-        return [rank for rank, age in ages.items() if age >= self._silent_s - 2 * self.interval]
+        return [rank for rank, age in ages.items() if age >= self._silence_s - 2 * self.interval]
 
     def _silence(self, ranks: Sequence[int]) -> str:
         beats = {rank: self._beats[rank] for rank in ranks}
         has = "has" if len(ranks) == 1 else "have"
         return (
-            f"{self._named(ranks)} {has} not been heard of for {self._silent_s:g} s (dead, frozen or cut off), "
+            f"{self._named(ranks)} {has} not been heard of for {self._silence_s:g} s (dead, frozen or cut off), "
             f"last in {places(beats)}; stacks of the others: {self._stacks}"
         )
 

@@ -79,9 +79,11 @@ def test_a_rank_that_waits_for_its_data_for_ever_is_named(bench: Bench, size: in
 
 def test_a_rank_in_a_collective_that_never_ends_still_ends_when_told_to_stop(bench: Bench) -> None:
     freeze, terminate = begun(bench, 1, signal.SIGSTOP), begun(bench, 0, signal.SIGTERM)
-    ended = bench.run(size=2, blocks={**LIMITS, **MANY}, kill=freeze, later=terminate)
-    assert_told(ended, 1, parts=("not been heard of",))
+    patient = {"health": {"silent_seconds": 200}, **MANY}
+    ended = bench.run(size=2, blocks=patient, kill=freeze, later=terminate)
+    assert_told(ended, 1, parts=("not been heard of for 10 s",))
     assert ended.codes[0] == 1
+    assert "in train" in stacks(bench, 0), "before a launcher would kill it"
 
 
 def test_a_run_that_is_slow_but_moves_goes_on(bench: Bench) -> None:
