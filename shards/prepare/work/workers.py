@@ -69,7 +69,8 @@ def crew(arguments: Sequence[str], count: int) -> Iterator[Worker]:
     the rest goes on: the others do its work. They end when the block raises, and when this process dies.
     After the block they have some seconds to see that the job is done.
     """
-    command = [sys.executable, "-m", "shards", *arguments]
+    # What this process does not import from the folder it is called in, they must not either.
+    command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "shards", *arguments]
     children: list[subprocess.Popen[bytes]] = []
     watching: list[threading.Thread] = []
     leaving = threading.Event()

@@ -152,6 +152,7 @@ def test_nonsense_is_refused_by_name(
 PARENT = """
 import signal, sys, time
 from pathlib import Path
+sys.path.remove("")  # the true package, not the one of the working folder, which the children take
 from shards.prepare.work.workers import crew
 # What is started in the background of a script ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -189,10 +190,9 @@ class Crew:
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(CHILD)
         self.folder, self.count = folder, count
-        # Safe path: the parent itself imports the true package, not the one of its working folder.
         self.errors = open(folder / "errors", "w")  # noqa: SIM115
         self.parent = subprocess.Popen(
-            [sys.executable, "-P", "-c", PARENT, str(count)],
+            [sys.executable, "-c", PARENT, str(count)],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -302,3 +302,16 @@ def test_a_crew_of_one_starts_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "worker").read_text() == repr(Worker(0, 1, 0))
     assert not list(tmp_path.glob("child.*"))
     crew.close()
+
+
+def test_workers_import_nothing_from_a_folder_that_the_first_does_not(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "__init__.py").write_text("open('taken', 'w').close()\n")
+    start = "from shards.prepare.work.workers import crew\nwith crew(['--help'], 2): pass"
+    subprocess.run(
+        [sys.executable, "-P", "-c", start],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert not (tmp_path / "taken").exists()
