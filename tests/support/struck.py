@@ -20,7 +20,7 @@ from tests.support.forked import Ended, launch
 # At a step's begin, before its update, before and after this rank's file of a checkpoint, before a checkpoint gets
 # its name, before the export, before the exit code 85.
 MOMENTS = {
-    "step": ("dist_trainer.loop", "_begin"),
+    "step": ("dist_trainer.loop", "StepSums"),
     "update": ("dist_trainer.model.engine", "Engine.step"),
     "write": ("dist_trainer.checkpoints.saving", "save_file"),
     "wrote": ("dist_trainer.checkpoints.saving", "sum_of"),
