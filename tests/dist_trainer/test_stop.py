@@ -142,7 +142,8 @@ def test_killed_in_a_save_it_goes_on_from_the_checkpoint_before(
     """keep_last_n is 1: while a checkpoint is written, the one before is the only one."""
     name = f"killed_{moment}"
     ended = runs.strike(name, [Strike(rank, moment, 2, "SIGKILL") for rank in ranks])
-    assert [ended.codes[rank] for rank in ranks] == [-signal.SIGKILL] * len(ranks), str(ended)
+    # Rank 1 may see that rank 0 is gone, and end, before it is killed itself.
+    assert ended.codes[0] == -signal.SIGKILL, str(ended)
     assert 0 not in ended.codes
     folder = runs.folder(name) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [".step_000006.tmp", "latest", "step_000004"]
