@@ -217,13 +217,21 @@ class RunFolder:
         differing = [
             f"{field.name}: was {getattr(before, field.name)!r}, now {getattr(now, field.name)!r}"
             for field in fields(RunState)
-            if field.name != "version" and getattr(before, field.name) != getattr(now, field.name)
+            if field.name != "version"
+            and not _same(field.name, getattr(before, field.name), getattr(now, field.name))
         ]
         if differing:
             raise InputError(
                 f"{self.root}: this folder holds a run started with other settings ({'; '.join(differing)}). "
                 "Give the same settings to resume it, or another output_dir to start anew"
             )
+
+
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Whether a setting is what it was; one folder may be written in several ways."""
+    if name == "model_source" and before != now and os.path.isdir(before) and os.path.isdir(now):
+        return os.path.samefile(before, now)
+    return bool(before == now)
 
 
 def _lock(file: TextIO, limit_s: float) -> bool:

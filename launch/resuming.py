@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, read_log
@@ -13,30 +14,42 @@ from dist_trainer.stop import STOP_NAME
 from launch.forecast import Forecast, forecast
 from launch.local import train
 from launch.resources import Resources
-from launch.status import is_held, settings_of
+from launch.squeue import places
+from launch.status import is_held, jobs_of, settings_of
 from launch.submit import Submission, check_not_queued, submit
 from shards.errors import InputError
 
 
-def resume(run: RunFolder, nodes: int | None, overrides: Sequence[str]) -> tuple[Forecast, Submission]:
-    """Queue a run again, with the resources of its last job but on `nodes` nodes where that is given.
+def let_wait(run: RunFolder) -> str:
+    """Take STOP away where a job of the run waits in the queue, which then goes on; its number, "" where none does."""
+    stop = run.root / STOP_NAME
+    if not stop.exists():
+        return ""
+    waiting = [job for job, place in places(jobs_of(run)).items() if place.waits]
+    if waiting:
+        stop.unlink(missing_ok=True)
+    return ", ".join(waiting)
+
+
+def resume(run: RunFolder, asked: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Forecast, Submission]:
+    """Queue a run again, with the resources of its last job and those of `asked`, by their names in Resources.
 
     STOP is taken away. Raises InputError where it trains or waits already, all its steps are done, it cannot go on with
-    the settings `overrides`, or no job of it was queued by ltx-launch.
+    the settings `overrides`, or it is not known what to ask for.
     """
     check_not_queued(run.root)
-    asked = [
-        record
+    known = [
+        record["resources"]
         for record in read_log(run.jobs)
         if record.get("event") == "submitted" and record.get("resources")
     ]
-    if not asked:
+    if not known and "gpus_per_node" not in asked:
         raise InputError(
-            f"{run.root}: none of its jobs was queued by ltx-launch; with sbatch remove {run.root / STOP_NAME} and "
-            "submit its script again, or use --local, or `ltx-launch slurm` with its config.yaml"
+            f"{run.root}: none of its jobs was queued by ltx-launch, so say what to ask for: --gpus-per-node 8 --nodes "
+            "4 --time 24:00:00 (--partition ...); or submit its script again once there is no file STOP in it, or use "
+            "--local"
         )
-    resources = Resources.read(asked[-1]["resources"])
-    resources = replace(resources, nodes=nodes or resources.nodes)
+    resources = replace(Resources.read(known[-1]) if known else Resources(), **asked)
     with _as_queued(run), _going_on(run, overrides) as config:
         told = forecast(config, resources.ranks)
         return told, submit(config, resources)

@@ -78,14 +78,18 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run in `folder`, else those in it, by name. Raises InputError when there is none."""
+    """The run in `folder`, else those in it and in its sweeps, by name. Raises InputError when there is none."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; give a run's folder (its output_dir), or one that holds runs"
         )
     if is_run(folder):
         return [folder]
-    found = sorted(child for child in folder.iterdir() if child.is_dir() and is_run(child))
+    found = []
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        # A sweep is a folder of runs.
+        inside = [child] if is_run(child) else sorted(child.iterdir())
+        found += [path for path in inside if path.is_dir() and is_run(path)]
     if not found:
         raise InputError(
             f"{folder}: holds no run; give a run's folder (its output_dir), or one that holds runs"

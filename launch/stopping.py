@@ -30,6 +30,8 @@ def ask(run: RunFolder, what: Ask) -> list[str]:
     """
     known = places(jobs_of(run))
     live = is_held(run) or any(place.runs for place in known.values())
+    if not live and run.done.is_file():
+        return [f"{run.root}: all {run.steps_done()} steps are done; there is nothing to stop"]
     if what == "save":
         if not live:
             raise InputError(f"{run.root}: nothing trains in it now, so there is nothing to save")

@@ -16,6 +16,7 @@ from shards.plan import Batching, Int64s, Mix, Plan
 
 # `random` is worth a remark when it wastes more than this share of the ranks' time.
 _WASTE = 0.1
+_GAIN = 0.01  # that makes another mix worth a word
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def advice(rows: Sequence[Efficiency]) -> str | None:
         return (
             f"{opening}; larger steps waste less ('similar' needs steps of at least twice the longest sample)"
         )
+    if worst.other_useful < worst.useful + _GAIN:
+        return f"{opening}; larger steps waste less"
     return f"{opening}; 'similar' would use {worst.other_useful:.1%} of it, and larger steps waste less"
 
 

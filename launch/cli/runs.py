@@ -111,7 +111,15 @@ def resume_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="hosts; default: as many as before")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="hosts; these default to what was asked before")
+    ] = None,
+    gpus_per_node: Annotated[str | None, typer.Option(help="GPUs of each, as 8 or h100:8; 0: CPUs")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="CPUs of each process")] = None,
+    time: Annotated[str | None, typer.Option(help="as sbatch takes it: minutes or 24:00:00")] = None,
+    partition: Annotated[str | None, typer.Option(help="sbatch's")] = None,
+    account: Annotated[str | None, typer.Option(help="sbatch's")] = None,
+    qos: Annotated[str | None, typer.Option(help="sbatch's")] = None,
     here: Annotated[bool, typer.Option("--local", help="on this machine instead of in the queue")] = False,
     processes: Annotated[
         int, typer.Option("--processes", "-n", min=1, help="with --local: processes, one per GPU")
@@ -120,12 +128,23 @@ def resume_command(
     """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do."""
     from launch import resuming
     from launch.cli.slurm import say_kept_away
+    from launch.resources import gpus
     from launch.status import one_run
 
     folder = one_run(run)
     if here:
         raise typer.Exit(resuming.resume_here(folder, processes, overrides or []))
-    told, queued = resuming.resume(folder, nodes, overrides or [])
+    asked = {
+        "nodes": nodes, "cpus_per_task": cpus_per_task, "time": time, "partition": partition, "account": account,
+        "qos": qos,
+    }  # fmt: skip
+    if gpus_per_node is not None:
+        asked["gpus_per_node"], asked["gpu_type"] = gpus(gpus_per_node)
+    changed = {name: value for name, value in asked.items() if value is not None}
+    if not changed and not overrides and (job := resuming.let_wait(folder)):
+        print(f"took STOP away: job {job} waits in the queue, and goes on when its turn comes")
+        return
+    told, queued = resuming.resume(folder, changed, overrides or [])
     print(told)
     say_kept_away(queued.run)
     print(f"job {queued.job}: {queued.run}\nwatch it:  ltx-launch status {queued.run}")

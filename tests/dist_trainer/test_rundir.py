@@ -103,6 +103,18 @@ def test_another_version_of_the_trainer_may_resume(tmp_path: Path) -> None:
     RunFolder(tmp_path).check_same(STATE, replace(STATE, version="9.9.9"))
 
 
+def test_a_model_s_folder_may_be_written_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = replace(STATE, model_source=str(tmp_path / "model"))
+    RunFolder(tmp_path).check_same(before, replace(STATE, model_source="model"))
+    with pytest.raises(InputError, match="model_source: was"):
+        RunFolder(tmp_path).check_same(before, replace(STATE, model_source="other"))
+
+
 def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 

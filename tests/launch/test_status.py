@@ -133,6 +133,11 @@ def test_runs_of_a_folder(run: Path, tmp_path: Path) -> None:
     (tmp_path / "no run").mkdir()
     assert runs_of(run) == [run]
     assert runs_of(tmp_path) == [run]
+    swept = [tmp_path / "a sweep" / f"seed={seed}" for seed in (1, 2)]
+    for folder in swept:
+        folder.mkdir(parents=True)
+        shutil.copy(run / "state.json", folder)
+    assert runs_of(tmp_path) == [*swept, run]
     with pytest.raises(InputError, match="holds no run"):
         runs_of(tmp_path / "no run")
     with pytest.raises(InputError, match="no such folder"):

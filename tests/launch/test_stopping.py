@@ -112,10 +112,20 @@ def test_waiting_has_a_limit_and_says_for_what(run: Path) -> None:
 
 
 def test_stopping_what_does_not_run_says_so(run: Path) -> None:
+    (run / "DONE").unlink()
     done = ltx_launch("stop", run, "--wait")
     assert done.returncode == 0, done.stderr
     assert "nothing trains in it now" in done.stdout
     assert (run / "STOP").exists()
+
+
+def test_a_run_that_is_done_is_not_stopped(run: Path) -> None:
+    done = ltx_launch("stop", run)
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{run}: all {STEPS} steps are done; there is nothing to stop\n",
+    )
+    assert not (run / "STOP").exists()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

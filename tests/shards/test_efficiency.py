@@ -108,6 +108,12 @@ def test_a_mix_the_batch_size_cannot_serve_is_left_out_of_the_comparison() -> No
         measured(replace(batching, mix="similar"), [8])
 
 
+def test_advice_names_another_mix_only_where_it_gains() -> None:
+    sentence = advice([row(useful=0.5, other_useful=0.505)])
+    assert sentence is not None
+    assert "similar" not in sentence
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
