@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -128,9 +129,21 @@ def _scontrol(*words: str) -> str:
 
 def _run(command: Sequence[str]) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_CALL_S,
+            check=False,
+            preexec_fn=_live_on,
+        )
     except subprocess.TimeoutExpired:
         return 1, "", f"Unable to contact Slurm within {_CALL_S:g} s"
     except OSError as error:
         return 1, "", str(error)
     return done.returncode, done.stdout, " ".join(done.stderr.split())
+
+
+def _live_on() -> None:
+    """Slurm tells all processes of a job that is queued again to end; this one has to do its part first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -129,3 +129,11 @@ def test_a_refusal_is_one_line(slurm: Path) -> None:
     (slurm / "fails").write_text("Invalid job\nid specified")
     with pytest.raises(InputError, match=r"^scontrol show job --oneliner 7: Invalid job id specified$"):
         requeue.place("7")
+
+
+def test_what_asks_slurm_outlives_the_signal_that_ends_its_job(slurm: Path) -> None:
+    program = slurm / "bin" / "scontrol"
+    program.write_text(program.read_text().replace("case $1", "kill -TERM $$; sleep 0.1\ncase $1", 1))
+    is_job(slurm)
+    requeue.requeue("7", ["node3"])
+    assert changes(slurm) == ["requeue 7", "update JobId=7 ExcNodeList=node3"]

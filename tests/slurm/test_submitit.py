@@ -149,7 +149,7 @@ def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_
     slurm.call("scontrol", "release", run.job)
     run.until(1)
     bad = run.events("began")[-1]["nodes"][0]
-    append(RunFolder(run.folder).bad_nodes, {"job": "1", "restart": 0, "host": bad, "cause": "test"})
+    append(RunFolder(run.folder).bad_nodes, {"job": run.job, "restart": 0, "host": bad, "cause": "test"})
     slurm.call("scancel", "--signal=USR2", run.job)
 
     run.until(2)
