@@ -180,28 +180,14 @@ def test_the_file_of_the_cluster_is_kept_and_read_first(
     assert (kept / "site.sh").read_text() == site.read_text()
     # The script itself, with srun as its stand-in prints its words.
     stand_ins(slurm, monkeypatch, srun='printf "%s\\n" "$@"')
-    done = subprocess.run(
-        ["bash", str(slurm / "100.job")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": f"{slurm}:/usr/bin:/bin"},
-    )
-    words = done.stdout.splitlines()
+    words = said(slurm, slurm / "100.job")
     assert words[0] == "--container-image=a"
     assert "--export=ALL" in words, "also where sbatch was told to hand on nothing"
     assert words[words.index("env") + 1 :][:5] == [f"PYTHONPATH={kept}", "in_a_box", "python", "-P", "-u"]
     site.write_text("")
     monkeypatch.delenv("LTX_PYTHON", raising=False)
     submit(config("r"), Resources(gpus_per_node=0, site=str(site), dependency="afterany:100"))
-    done = subprocess.run(
-        ["bash", str(slurm / "101.job")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": f"{slurm}:/usr/bin:/bin"},
-    )
-    words = done.stdout.splitlines()
+    words = said(slurm, slurm / "101.job")
     assert words[0] == "--unbuffered"
     assert words[words.index("env") + 2 :][:2] == [sys.executable, "-P"]
     with pytest.raises(InputError, match="--site"):
@@ -334,3 +320,11 @@ def test_a_dry_run_shows_config_plan_and_script_and_queues_nothing(
     assert not (tmp_path / "run").exists()
     assert typed(monkeypatch, path, "--gpus-per-node=0") == 0
     assert f"job 100: {tmp_path / 'run'}\n" in capsys.readouterr().out
+
+
+def said(slurm: Path, script: Path) -> list[str]:
+    """What a batch script prints among the stand-ins, line by line."""
+    path = {"PATH": f"{slurm}:/usr/bin:/bin"}
+    return subprocess.run(
+        ["bash", str(script)], capture_output=True, text=True, check=False, env=path
+    ).stdout.splitlines()
