@@ -67,6 +67,8 @@ class Watch:
     def start(self) -> None:
         """Begin to watch; from the main thread."""
         self._ending = Ending()
+        # So that the first beat has a place.
+        self._look()
         if self._world.is_main:
             # The cause of an earlier job of this name.
             within(_IO_S, lambda: self._cause_file.unlink(missing_ok=True))

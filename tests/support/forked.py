@@ -30,13 +30,15 @@ _TRACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Kill:
-    """Send `rank` a signal, SIGKILL unless said, once `file` holds `text` (of a log: its newline) so many times."""
+    """Send `rank` a signal, SIGKILL unless said, `after_s` seconds after `file` holds `text` (of a log: its newline) so
+    many times."""
 
     rank: int
     file: str
     lines: int
     number: int = signal.SIGKILL
     text: str = "\n"
+    after_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _wait(running: dict[int, int], spec: Launch, began: float) -> tuple[dict[int
         time.sleep(0.01)
         if kills and _text(Path(kills[0].file)).count(kills[0].text) >= kills[0].lines:
             kill = kills.pop(0)
+            time.sleep(kill.after_s)
             victim = next(pid for pid, rank in running.items() if rank == kill.rank)
             os.kill(victim, kill.number)
             if kill.number == signal.SIGSTOP:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.dist import FAILED
+from dist_trainer.watch import progress
 from dist_trainer.watch import watch as watching
 from dist_trainer.watch.watch import Watch
 from tests.support.forks import Fork
@@ -27,6 +28,7 @@ def stuck(tmp_path: Path, size: int, before: Callable[[Watch], None]) -> Fork:
             gathering.twin().set(f"host/{rank}", "other")
         watch = Watch(gathering, silent_s=60, hang_s=60, stacks=tmp_path / "stacks")
         watch.interval = 0.2
+        progress.doing("its work")
         watch.start()
         before(watch)
         signal.pause()
@@ -36,7 +38,7 @@ def stuck(tmp_path: Path, size: int, before: Callable[[Watch], None]) -> Fork:
 
 def assert_ended(rank: Fork, tmp_path: Path, line: str) -> None:
     assert rank.wait() == 1, rank.text()
-    assert f"rank 0 ends: {line}; stood in the start: " in rank.text()
+    assert f"rank 0 ends: {line}; stood in its work" in rank.text()
     assert "in stuck" in (tmp_path / "stacks" / "local_0.txt").read_text() or "in act" in rank.text()
 
 

@@ -27,8 +27,8 @@ def bench(tmp_path: Path, model_folder: Path, paired_dataset: Dataset) -> Bench:
 
 
 def begun(bench: Bench, rank: int, number: int) -> Kill:
-    """A signal to a rank in the midst of training."""
-    return Kill(rank, str(bench.output / "metrics.jsonl"), lines=2, number=number)
+    """A signal to a rank in the midst of training, whose hearts have told of steps."""
+    return Kill(rank, str(bench.output / "metrics.jsonl"), lines=2, number=number, after_s=3.0)
 
 
 def assert_told(ended: Ended, *ranks: int, parts: tuple[str, ...]) -> str:
