@@ -6,6 +6,7 @@ RUN/snapshots/<digest>/{shards,dist_trainer,launch}/  config.yaml
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dist_trainer.config import RunConfig, dump
+from shards.atomic import sync_folder
 from shards.errors import InputError
 
 PACKAGES = ("shards", "dist_trainer", "launch")
@@ -58,8 +60,15 @@ def take(run: Path, files: Mapping[str, bytes]) -> Path:
         for name, content in files.items():
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            # On the disk before a job can begin, which runs it for weeks: this host may lose its power meanwhile.
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for folder, _, _ in os.walk(temporary):
+            sync_folder(Path(folder))
         _move(temporary, final)
+        sync_folder(final.parent)
     except OSError as error:
         raise InputError(f"output_dir: {run}: cannot be written: {error}; choose another folder") from error
     finally:

@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             # A full disk does not say which file it was, and nobody knows the temporary one.
             error.filename = str(path)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def place(file: Path, target: Path) -> None:
@@ -43,10 +43,10 @@ def place(file: Path, target: Path) -> None:
         os.fsync(finished.fileno())
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(file, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable, where its file system can: some have no such call for folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

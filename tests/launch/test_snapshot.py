@@ -79,6 +79,20 @@ def test_the_same_files_are_kept_once(config: RunConfig, tmp_path: Path) -> None
     assert snapshot.place(tmp_path, snapshot.with_config(files, changed)) != snapshot.place(tmp_path, files)
 
 
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    final = snapshot.place(tmp_path, files := {"config.yaml": b"a", "launch/cli/here.py": b"b"})
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(final.parent)
+        synced.append(("/".join(path.parts[1:]), final.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    snapshot.take(tmp_path, files)
+    assert sorted(synced[:-1]) == [(name, False) for name in ("", *sorted([*files, "launch", "launch/cli"]))]
+    assert synced[-1] == ("", True), "the rename too"
+
+
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "snapshots").touch()
     with pytest.raises(InputError, match="output_dir"):
