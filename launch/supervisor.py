@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -27,14 +28,14 @@ from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
 from launch.after import Verdict, after, began, ended, health_of, refusal, start_of
 from launch.cause import Ending, ending, mark_log
 from launch.local import end_with_parent
-from launch.requeue import PLAIN_TIMES, keep_away, queued_as
+from launch.requeue import keep_away, queued_as
 from launch.snapshot import CONFIG_NAME
+from launch.squeue import places
 from shards.errors import InputError
 
 _LOOK_S = 1.0
 _BAD_INPUT = 2
 _GRACE_S = 30.0  # for a trainer that knows of a loss to end; one that does not is stuck
-_CALL_S = 60.0
 _TRIES, _PAUSE_S = 12, 10.0  # a controller that is restarted does not answer for a while
 _UNTIL_ENDED_S = 900.0
 # A launcher's marks in the environment where the job was queued; Slurm's are the ones that hold.
@@ -226,19 +227,10 @@ def _environment(snapshot: Path, first: bool) -> dict[str, str]:
 
 def _ends_at() -> str:
     """When Slurm will end the job, in seconds since 1970; empty where it will not, or does not say."""
-    command = ["squeue", "--noheader", f"--jobs={queued_as(os.environ)}", "--format=%e"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_CALL_S,
-            check=False,
-            env=os.environ | PLAIN_TIMES,
-        )
-        return str(int(datetime.fromisoformat(done.stdout.strip()).timestamp()))
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return ""
+    job = queued_as(os.environ)
+    with suppress(InputError, KeyError, ValueError):
+        return str(int(datetime.fromisoformat(places([job])[job].end).timestamp()))
+    return ""
 
 
 def _signal_of(task: submitit.JobEnvironment) -> signal.Signals:

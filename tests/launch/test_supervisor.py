@@ -36,7 +36,7 @@ class Task:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self._root, self._patch = RunFolder(root / "run"), root, monkeypatch
-        stand_ins(root / "bin", monkeypatch, squeue='echo "2030-01-01T00:00:00"')
+        stand_ins(root / "bin", monkeypatch, squeue=f'echo "{JOB}|{JOB}|RUNNING|None||2030-01-01T00:00:00|"')
 
     def start(self, trainer: str, rank: int = 0, restart: int = 0) -> int:
         """Supervise it; the exit code, 0 where the task returns."""
