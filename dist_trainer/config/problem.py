@@ -16,7 +16,8 @@ class Problem(NamedTuple):
     """One wrong key.
 
     `path` is the key from the root of the configuration. `value` is shown when `show` is true. `others` are
-    keys the rule also looked at: where one of them is reported already, this problem is worth nothing.
+    keys the rule also looked at: where one of them is reported already, this problem is worth nothing. `meant` is the
+    key that was probably meant.
     """
 
     path: Path
@@ -24,14 +25,16 @@ class Problem(NamedTuple):
     value: Any = None
     show: bool = False
     others: tuple[Path, ...] = ()
+    meant: Path = ()
 
     def under(self, prefix: Path) -> Problem:
         """The same problem, seen from a block that holds this one at `prefix`."""
-        return self._replace(path=prefix + self.path)
+        return self._replace(path=prefix + self.path, meant=self.meant and prefix + self.meant)
 
     def __str__(self) -> str:
         shown = f" = {brief(self.value)}" if self.show else ""
-        return f"{dotted(self.path)}{shown}: {self.message}"
+        meant = f"; did you mean {dotted(self.meant)}?" if self.meant else ""
+        return f"{dotted(self.path)}{shown}: {self.message}{meant}"
 
 
 class RuleError(ValueError):
@@ -72,7 +75,7 @@ def _translate(item: Mapping[str, Any], model: type[BaseModel]) -> Iterator[Prob
     if isinstance(cause := context.get("error"), RuleError):
         yield from (problem.under(path) for problem in cause.problems)
     elif kind == "extra_forbidden":
-        yield Problem(path, "unknown key" + _nearest_key(path, model))
+        yield _unknown(path, model)
     elif kind == "missing":
         yield Problem(path, "required, but not set")
     else:
@@ -84,18 +87,19 @@ def _translate(item: Mapping[str, Any], model: type[BaseModel]) -> Iterator[Prob
         yield Problem(path, message, item["input"], show=True)
 
 
-def _nearest_key(path: Path, model: type[BaseModel]) -> str:
+def _unknown(path: Path, model: type[BaseModel]) -> Problem:
     *blocks, name = path
     owner: type[BaseModel] | None = model
     for block in blocks:
         owner = _block(owner, str(block)) if owner else None
     names = list(owner.model_fields) if owner else []
-    if not difflib.get_close_matches(str(name), names, n=1, cutoff=0.6):
-        # A right name in the wrong block is the commonest slip after a typo.
-        homes = [key for key in model.model_fields if name in getattr(_block(model, key), "model_fields", ())]
-        if homes:
-            return f"; did you mean {homes[0]}.{name}?"
-    return suggestion(str(name), names)
+    if near := difflib.get_close_matches(str(name), names, n=1, cutoff=0.6):
+        return Problem(path, "unknown key", meant=(*blocks, near[0]))
+    # A right name in the wrong block is the commonest slip after a typo.
+    for home in model.model_fields:
+        if name in getattr(_block(model, home), "model_fields", ()):
+            return Problem(path, "unknown key", meant=(home, name))
+    return Problem(path, "unknown key" + suggestion(str(name), names))
 
 
 def _block(model: type[BaseModel], key: str) -> type[BaseModel] | None:

@@ -188,7 +188,10 @@ def test_null_override_clears_a_key(tmp_path: Path) -> None:
         ("a..b=1", "command line: a..b=1: write an override as block.key=value"),
         ("=1", "command line: =1: write an override as block.key=value"),
         ("seed=[1", "command line: not valid YAML: "),
-        ("optimization.stepz=1", "command line: optimization.stepz: unknown key; did you mean steps?"),
+        (
+            "optimization.stepz=1",
+            "command line: optimization.stepz: unknown key; did you mean optimization.steps?",
+        ),
         ("optimisation.steps=1", "command line: optimisation: unknown key; did you mean optimization?"),
         ("optimization.steps=x", "command line: optimization.steps = 'x': should be a valid integer"),
         ("extends=b.yaml", "command line: extends: unknown key"),
@@ -222,9 +225,10 @@ def test_every_problem_in_one_message(tmp_path: Path) -> None:
         "  run.yaml: data.preprocessed_data_root: required: the folder of a dataset that `ltx-shards encode` "
         "wrote",
         "  run.yaml:2: model.training_mode = 'loar': should be 'lora' or 'full'; did you mean lora?",
-        "  run.yaml:4: optimization.learning_rte: unknown key; did you mean learning_rate?",
+        "  run.yaml:4: optimization.learning_rte: unknown key; did you mean optimization.learning_rate?",
         "  run.yaml:5: optimization.rank: unknown key; did you mean lora.rank?",
-        "  run.yaml:8: optimization.scheduler_params.eta_mn: unknown key; did you mean eta_min?",
+        "  run.yaml:8: optimization.scheduler_params.eta_mn: unknown key; did you mean "
+        "optimization.scheduler_params.eta_min?",
         "  run.yaml:9: optimization.scheduler_params.eta_min = 2.0: above optimization.learning_rate "
         "(0.0005), so the rate would rise",
         "  run.yaml:12: validation.prompts.1 = 3: should be a valid string",
