@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
+from launch.session import run, send, started
 from shards.errors import InputError
 
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "tiny"
@@ -93,27 +94,15 @@ def _train_and_kill(folder: Path, mode: str, console: Console) -> None:
     """Start training and kill -9 every process of it as soon as there is a checkpoint."""
     command = _training(folder, mode, processes=2)
     _show(command, console)
-    process = subprocess.Popen(command, env=_environment(), start_new_session=True)
     latest = folder / "runs" / mode / "checkpoints" / "latest"
-    while not latest.is_file():
-        if process.poll() is not None:
-            raise subprocess.CalledProcessError(process.returncode or 1, command)
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    _kill_ranks(process.pid)
+    with started(command, _environment()) as process:
+        while not latest.is_file():
+            if process.poll() is not None:
+                raise subprocess.CalledProcessError(process.returncode or 1, command)
+            time.sleep(0.05)
+        send(process.pid, signal.SIGKILL)
     process.wait()
     console.print(f"[bold]killed -9 after checkpoint {latest.read_text().strip()}[/bold]")
-
-
-def _kill_ranks(session: int) -> None:
-    """The launcher puts ranks into process groups of their own; they are found by their session."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getsid(int(entry.name)) == session:
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 def _summary(folder: Path, seconds: float, console: Console) -> None:
@@ -134,7 +123,7 @@ def _summary(folder: Path, seconds: float, console: Console) -> None:
 
 def _run(command: Sequence[str], console: Console) -> None:
     _show(command, console)
-    subprocess.run(command, env=_environment(), check=True)
+    run(command, _environment())
 
 
 def _show(command: Sequence[str], console: Console) -> None:
