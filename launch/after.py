@@ -63,7 +63,7 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     excused = {(record.get("job"), record.get("restart")) for record in read_log(folder.bad_nodes)}
     kept = f" and {kept_away(folder, exclude)}" if exclude else ""
     if code == COME_BACK_CODE:
-        return Verdict(True, f"saved; it comes back{kept}", exclude=exclude)
+        return Verdict(True, f"it comes back{kept}", exclude=exclude)
     if (job, restart) in excused:
         return Verdict(True, f"a node failed its trial; it comes back{kept}", exclude=exclude)
     crashes = 1 + sum(
@@ -124,6 +124,7 @@ def ended(run: Path, code: int, cause: str, verdict: Verdict, environ: Mapping[s
         "reached": last_step(folder.metrics),
         "again": verdict.again,
         "cause": cause,
+        "why": verdict.why,
     }
     try:
         append(folder.jobs, record)

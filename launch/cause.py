@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_trainer.rundir import RunFolder
+from dist_trainer.checkpoints.kept import complete_steps
+from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.tail import tail
 
@@ -17,6 +18,8 @@ _LAST_LINES, _MOST_ERRORS = 5, 5
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _LOST_NODE = re.compile(r"srun: error: (Node failure on \S+)")
+TOO_EARLY = "told to end before its first step, with nothing to save; if its time was over, ask for more"
+_SAVED = "told to end, and saved"
 _ASKED = ("User defined signal", "Terminated")
 _BAD_INPUT, _CRASH = 2, 1
 
@@ -69,7 +72,7 @@ def ending(folder: RunFolder, job: str, code: int) -> Ending:
     elif how and code in (_BAD_INPUT, COME_BACK_CODE):
         code = _CRASH
     if code == COME_BACK_CODE:
-        return Ending(code, "told to stop and come back", shown)
+        return Ending(code, _SAVED if _has_saved(folder, job) else TOO_EARLY, shown)
     if lost := [match[1] for line in said if (match := _LOST_NODE.match(line))]:
         return Ending(code, lost[0], shown)
     if how and not _EXITED.match(how):
@@ -78,6 +81,14 @@ def ending(folder: RunFolder, job: str, code: int) -> Ending:
         return Ending(code, errors[0].removeprefix("error: "), shown)
     spoken = [line.removeprefix("srun: error: ") for line in said if line.startswith("srun: error: ")]
     return Ending(code, spoken[0] if spoken else f"exit code {code}, and no rank said why", shown)
+
+
+def _has_saved(folder: RunFolder, job: str) -> bool:
+    """Whether the newest checkpoint is another than when this start of a job began."""
+    began = [
+        one for one in read_log(folder.jobs) if one.get("event") == "began" and str(one.get("job")) == job
+    ]
+    return not began or began[-1].get("step") != max(complete_steps(folder.checkpoints), default=0)
 
 
 def _errors(folder: RunFolder, job: str) -> Iterator[str]:

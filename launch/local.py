@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.after import Verdict, ended
@@ -43,10 +44,11 @@ def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFol
     )
     start = {"job": _JOB, "restart": restart}
     place = {"nodes": [socket.gethostname()], "ranks": processes, "pid": os.getpid()}
+    saved = max(complete_steps(folder.checkpoints), default=0)
     try:
         folder.ranks.mkdir(parents=True, exist_ok=True)
         mark(folder, _JOB, restart)
-        append(folder.jobs, {"time": time.time(), "event": "began", **start, **place})
+        append(folder.jobs, {"time": time.time(), "event": "began", **start, **place, "step": saved})
     except OSError as error:
         raise InputError(
             f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
@@ -75,9 +77,11 @@ def local(
     command = [sys.executable, "-m", module, str(config), *overrides]
     port = _free_port()
     ranks: list[subprocess.Popen[bytes]] = []
-    tails: list[Tail] = []
+    tails = [Tail(log, log.stat().st_size if log.exists() else 0) for log in logs or ()]
+    told: set[int] = set()
 
     def pass_on(number: int, frame: object) -> None:
+        told.add(number)
         for process in ranks:
             process.send_signal(number)
 
@@ -86,21 +90,10 @@ def local(
             signal.signal(number, pass_on)
         for rank in range(processes):
             environment = _environment(rank, processes, port)
-            if logs is None:
-                ranks.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
-                continue
-            with logs[rank].open("ab") as log:
-                tails.append(Tail(logs[rank], log.tell()))
-                ranks.append(
-                    subprocess.Popen(
-                        command,
-                        env={"PYTHONUNBUFFERED": "1", **environment},
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        preexec_fn=end_with_parent,
-                    )
-                )
-        return _wait(ranks, tails)
+            ranks.append(_start(command, environment, logs[rank] if logs else None))
+            for early in tuple(told):  # came before this rank was there to hear it
+                ranks[-1].send_signal(early)
+        return _wait(ranks, tails, told)
     except KeyboardInterrupt:
         for process in ranks:
             process.terminate()
@@ -108,6 +101,19 @@ def local(
     finally:
         _stop(ranks)
         _show(tails, rest=True)
+
+
+def _start(command: Sequence[str], environ: dict[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    if log is None:
+        return subprocess.Popen(command, env=environ, preexec_fn=end_with_parent)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env={"PYTHONUNBUFFERED": "1", **environ},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -133,10 +139,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], tails: list[Tail]) -> int:
-    """Exit code of the first process that fails; 85 where all have ended well and want to come back, else 0."""
+def _wait(ranks: list[subprocess.Popen[bytes]], tails: list[Tail], told: set[int]) -> int:
+    """Exit code of the first process that fails; 85 where all have ended well and want to come back, else 0.
+
+    One that a signal of those `told` ended could not listen yet: it wants to come back too.
+    """
     while True:
-        codes = [rank.poll() for rank in ranks]
+        found = [rank.poll() for rank in ranks]
+        codes = [COME_BACK_CODE if code is not None and -code in told else code for code in found]
         _show(tails)
         failed = [code for code in codes if code not in (None, 0, COME_BACK_CODE)]
         if failed:

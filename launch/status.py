@@ -15,6 +15,7 @@ from dist_trainer.config import load
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
 from launch.after import bad_hosts
+from launch.cause import TOO_EARLY
 from launch.requeue import Place
 from launch.snapshot import CONFIG_NAME
 from launch.squeue import places
@@ -23,16 +24,18 @@ from shards.errors import InputError
 
 LOCAL = "local"
 _RECENT_STEPS = 20
+_TO_GO_ON = "to go on: `ltx-launch resume`"
 
 
 @dataclass(frozen=True)
 class Status:
     """How a run is doing. Times are seconds since 1970, None where there is none or nobody knows.
 
-    `state`: Slurm's word of a job that waits or runs; else RUNNING, DONE, STOPPED, SAVED (to come back), FAILED, ENDED.
-    `detail`: why it waits, or what it ended of. `job`: its number, or "local". `restarts`: how often the job was queued
-    again. `step` of `steps`, `loss` of that step; `tokens_per_s` and `step_s` over the last 20 steps; `eta_s`: seconds
-    left. `skipped`, `replaced`: how many steps and samples.
+    `state`: Slurm's word of a job that waits, runs or is cancelled; else RUNNING, DONE, STOPPED, SAVED (told to end, it
+    may go on), FAILED, ENDED. `detail`: why it waits, or what it ended of and whether it comes back. `job`: its number,
+    or "local". `restarts`: how often the job was queued again. `step` of `steps`, `loss` of that step; `tokens_per_s`
+    and `step_s` over the last 20 steps of the last start, None while a job waits; `eta_s`: seconds left. `skipped`,
+    `replaced`: how many steps and samples.
     """
 
     run: str
@@ -144,16 +147,19 @@ def _status(run: RunFolder, found: Mapping[str, Place]) -> Status:
     records = read_log(run.jobs)
     job = next(iter(jobs_of(run)[-1:]), "")
     own = [record for record in records if record.get("job") == job]
-    began, ended = _newest(own, "began"), _newest(records, "ended")
-    place, stop = found.get(job), (run.root / STOP_NAME).exists()
-    steps, recent = _steps(run), recent_steps(run.metrics, _RECENT_STEPS)
+    began, ended, place = _newest(own, "began"), _newest(records, "ended"), found.get(job)
+    stop, steps = (run.root / STOP_NAME).exists(), _steps(run)
+    recent = recent_steps(run.metrics, _RECENT_STEPS)
     step = int(recent[-1]["step"]) if recent else 0
+    timed = [] if place and place.waits else _of_start(recent, began, run.metrics)
     done = steps is not None and 0 < steps <= run.steps_done()
-    state, detail = _state(run, place, ended if ended in own else {}, stop, done)
-    step_s = _mean(recent, "time/step_s")
+    state, detail = _state(run, place, _end_of(own), stop, done)
+    step_s = _mean(timed, "time/step_s")
     lives = state in _ALIVE
+    if lives and not timed:
+        detail = "no step yet since it was started"
     checkpoint = max(complete_steps(run.checkpoints), default=None)
-    failed = ended.get("code", 0) not in (0, COME_BACK_CODE)
+    told = ended.get("code", 0) not in (0, COME_BACK_CODE) or ended.get("cause") == TOO_EARLY
     return Status(
         run=str(run.root),
         state=state,
@@ -166,7 +172,7 @@ def _status(run: RunFolder, found: Mapping[str, Place]) -> Status:
         step=step,
         steps=steps,
         loss=_number(recent[-1].get("train/loss")) if recent else None,
-        tokens_per_s=_speed(recent),
+        tokens_per_s=_speed(timed),
         step_s=step_s,
         eta_s=max(0, steps - step) * step_s if lives and steps is not None and step_s is not None else None,
         checkpoint=checkpoint,
@@ -178,7 +184,7 @@ def _status(run: RunFolder, found: Mapping[str, Place]) -> Status:
         bad_nodes=bad_hosts(run),
         stop=stop,
         done=done,
-        error=str(ended.get("cause", "")) if failed else "",
+        error=str(ended.get("cause", "")) if told else "",
     )
 
 
@@ -186,7 +192,6 @@ def _state(
     run: RunFolder, place: Place | None, ended: Mapping[str, Any], stop: bool, done: bool
 ) -> tuple[str, str]:
     """Of a run in one word, and why."""
-    cause = str(ended.get("cause", ""))
     if place and (place.waits or place.runs):
         return place.state, place.reason if place.waits else ""
     if is_held(run):
@@ -195,12 +200,43 @@ def _state(
         return "DONE", ""
     if stop:
         return "STOPPED", f"{STOP_NAME} is there"
+    if place and place.state == "CANCELLED":
+        return place.state, f"it does not come back; {_TO_GO_ON}"
     if ended:
-        code = ended.get("code", 0)
-        return {0: "ENDED", COME_BACK_CODE: "SAVED"}.get(code, "FAILED"), cause
+        return {0: "ENDED", COME_BACK_CODE: "SAVED"}.get(ended.get("code", 0), "FAILED"), _how(ended, place)
     if place:
         return place.state, place.reason
     return "ENDED", "nobody said how" if run.state.is_file() else "it has not begun"
+
+
+def _how(ended: Mapping[str, Any], place: Place | None) -> str:
+    """What a start ended of, and what becomes of its job, which neither waits nor runs as far as Slurm says."""
+    cause, why = str(ended.get("cause", "")), str(ended.get("why", ""))
+    if not ended.get("again"):
+        return f"{cause}; it does not come back: {why}" if cause and why else cause or why
+    if place is None:
+        return f"{cause}; it was to come back, but nothing is known of its job here; {_TO_GO_ON}"
+    return f"{cause}; it was to come back, but Slurm says {place.state}; {_TO_GO_ON}"
+
+
+def _end_of(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the last start of a job ended, of its records; empty where that was not noted."""
+    told = [record for record in own if record.get("event") in ("began", "ended")]
+    return told[-1] if told and told[-1]["event"] == "ended" else {}
+
+
+def _of_start(
+    recent: Sequence[dict[str, Any]], began: Mapping[str, Any], metrics: Path
+) -> list[dict[str, Any]]:
+    """Those of the last steps that the last start trained, which began with the checkpoint of step `began["step"]`.
+
+    Until it trains, what an earlier start trained past that checkpoint is there still.
+    """
+    if "step" not in began:
+        return list(recent)
+    if (_time_of(metrics) or 0.0) < float(began.get("time", 0.0)):
+        return []
+    return [record for record in recent if int(record["step"]) > int(began["step"])]
 
 
 def _newest(records: Sequence[dict[str, Any]], event: str) -> dict[str, Any]:

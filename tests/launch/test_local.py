@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.stop import COME_BACK_CODE
 from launch.local import local
 from tests.support.launched import STEPS, Launched, ltx_launch
 from tests.support.runs import ROOT, environment
@@ -54,6 +57,30 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
 
 def _running(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_signal_that_comes_while_ranks_begin_reaches_all_and_asks_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the first rank and the second; neither has a handler yet."""
+    package = tmp_path / "dist_trainer"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+        if started:
+            signal.raise_signal(signal.SIGTERM)
+        started.append(popen(*given, **named))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("launch.local.subprocess.Popen", start)
+    assert local(Path("c.yaml"), [], 2) == COME_BACK_CODE
+    assert [process.poll() for process in started] == [-signal.SIGTERM, -signal.SIGTERM]
 
 
 def test_ranks_see_the_places_a_launcher_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
