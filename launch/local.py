@@ -19,7 +19,7 @@ from dist_trainer.stop import COME_BACK_CODE
 from launch.after import Verdict, ended
 from launch.cause import ending, mark
 from launch.logs import Tail
-from launch.status import is_held
+from launch.runs import is_held
 from shards.errors import InputError
 
 _GRACE_S = 15.0

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from dist_trainer.rundir import RunFolder
 from launch.after import kept_away
-from launch.status import LOCAL, Status
+from launch.runs import LOCAL
+from launch.status import Status
 
 _COLOURS = {"RUNNING": "green", "PENDING": "yellow", "DONE": "blue", "FAILED": "red"}
 

@@ -14,8 +14,8 @@ from dist_trainer.stop import STOP_NAME
 from launch.forecast import Forecast, forecast
 from launch.local import train
 from launch.resources import Resources
+from launch.runs import is_held, jobs_of, settings_of
 from launch.squeue import places
-from launch.status import is_held, jobs_of, settings_of
 from launch.submit import Submission, check_not_queued, submit
 from shards.errors import InputError
 

@@ -15,8 +15,8 @@ from typing import Literal
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import SAVE_NAME, STOP_NAME
 from launch.requeue import Place
+from launch.runs import LOCAL, is_held, jobs_of
 from launch.squeue import places
-from launch.status import LOCAL, is_held, jobs_of
 from shards.errors import InputError
 
 Ask = Literal["save", "stop", "now"]

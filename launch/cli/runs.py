@@ -27,7 +27,8 @@ def status_command(
     from rich.console import Console
 
     from launch.panel import panel, table
-    from launch.status import runs_of, statuses
+    from launch.runs import runs_of
+    from launch.status import statuses
 
     found = runs_of(folder)
     read = statuses(found)
@@ -51,7 +52,7 @@ def logs_command(
 ) -> None:
     """Show what a rank printed."""
     from launch.logs import errors, follow, last_lines, log_of
-    from launch.status import one_run
+    from launch.runs import one_run
 
     folder = one_run(run)
     if only_errors:
@@ -83,7 +84,7 @@ def stop_command(
     from rich.console import Console
 
     from launch import stopping
-    from launch.status import one_run
+    from launch.runs import one_run
     from launch.tail import last_step
     from shards.errors import InputError
 
@@ -129,7 +130,7 @@ def resume_command(
     from launch import resuming
     from launch.cli.slurm import say_kept_away
     from launch.resources import gpus
-    from launch.status import one_run
+    from launch.runs import one_run
 
     folder = one_run(run)
     if here:

@@ -76,6 +76,8 @@ def test_there_are_no_import_circles() -> None:
         "launch.demo",
         "launch.forecast",
         "launch.resuming",
+        "launch.runs",
+        "launch.session",
         "launch.status",
         "launch.stopping",
         "launch.pipeline",

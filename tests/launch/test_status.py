@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dist_trainer.rundir import RunFolder, append
-from launch.status import Status, runs_of, statuses
+from launch.runs import runs_of
+from launch.status import Status, statuses
 from shards.errors import InputError
 from tests.support.launched import INTERVAL, STEPS, ltx_launch
 
