@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from dist_trainer.config import RunConfig
 from launch.job import Command
-from launch.queue import Order, queue
+from launch.queue import Order, cancel, queue
 from launch.resources import Resources
-from launch.submit import Prepared, check_not_queued, hand_in, keep, prepare
+from launch.submit import Prepared, check_not_queued, kept, prepare, record
 from shards.errors import InputError
 
 
@@ -88,15 +87,16 @@ def pipeline(config: RunConfig, resources: Resources, data: Data) -> list[Stage]
     """
     planned, training = stages(config, resources, data)
     check_not_queued(training.runs[0])
-    keep(training)
     queued: list[Stage] = []
-    try:
-        for stage in planned:
-            order = stage.order.after(queued[-1].job) if queued else stage.order
-            job = hand_in(replace(training, order=order))[0].job if stage.name == "train" else queue(order)[0]
-            queued.append(replace(stage, order=order, job=job.partition("_")[0]))
-    except InputError:
-        if queued:
-            subprocess.run(["scancel", *(stage.job for stage in queued)], check=False)
-        raise
+    with kept(training):
+        try:
+            for stage in planned:
+                order = stage.order.after(queued[-1].job) if queued else stage.order
+                job = queue(order)[0].partition("_")[0]
+                queued.append(replace(stage, order=order, job=job))
+        except BaseException:
+            if queued:
+                cancel([stage.job for stage in queued], training.order.folder)
+            raise
+    record(training, [stage.job for stage in queued if stage.name == "train"])
     return queued

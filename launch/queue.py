@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -23,6 +24,8 @@ from shards.errors import InputError
 
 # What ends a chain of restarts is told by launch.after, which looks at the run's progress, not at time-outs.
 _NO_LIMIT = 10**9
+# What submitit calls its files before sbatch has given their job a number; some stay, as links.
+_UNNUMBERED = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
 # srun must not end the others when one task ends: the first task decides what becomes of the job, and needs its time.
 # Tasks get all that the script sets, also on sites where jobs are queued with --export=NONE.
 _SRUN = ("--kill-on-bad-exit=0", "--wait=1800", "--export=ALL")
@@ -69,21 +72,34 @@ class _Executor(SlurmExecutor):
 def queue(order: Order) -> list[str]:
     """Queue the work with `sbatch`; the number of its job, or of each task of its array as 12_0.
 
-    Raises InputError where there is no Slurm, and with what sbatch said where it refuses.
+    Raises InputError where there is no Slurm, and with what sbatch said where it refuses; then no file is left of it.
     """
     if shutil.which("sbatch") is None:
         raise InputError("sbatch is not found; call this on a host of the cluster, or try --dry-run")
     executor = _executor(order)
+    before = _unnumbered(order.folder)
     try:
         order.folder.mkdir(parents=True, exist_ok=True)
         # submitit prints what sbatch said; here it is part of the one line of the error.
         with _outside_any_job(), redirect_stderr(StringIO()):
             jobs = executor.submit_array(order.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
+        for path in _unnumbered(order.folder) - before:
+            path.unlink(missing_ok=True)
         raise InputError(f"sbatch: {_said(error)}") from error
     except OSError as error:
         raise InputError(f"{order.folder}: cannot be written: {error}; choose another output_dir") from error
     return [str(job.job_id) for job in jobs]
+
+
+def cancel(jobs: Sequence[str], folder: Path) -> None:
+    """Take jobs that were queued a moment ago out again, and submitit's files of them out of their `folder`."""
+    subprocess.run(["scancel", *jobs], check=False)
+    for path in [path for job in jobs for path in folder.glob(f"{job}_*")]:
+        path.unlink(missing_ok=True)
+    for link in _unnumbered(folder):
+        if not link.exists():  # it leads to one of them
+            link.unlink()
 
 
 def script(order: Order) -> str:
@@ -154,7 +170,12 @@ def _outside_any_job() -> Iterator[None]:
         yield
 
 
+def _unnumbered(folder: Path) -> set[Path]:
+    return {path for path in folder.glob("*") if _UNNUMBERED.fullmatch(path.name)}
+
+
 def _said(error: Exception) -> str:
-    """What sbatch printed, out of submitit's report."""
+    """What sbatch printed, out of submitit's report, each line of it once."""
     lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
-    return " ".join(line.removeprefix("sbatch:").strip() for line in lines) or " ".join(str(error).split())
+    bare = [re.sub(r"^sbatch: *(error: *)?", "", line).strip() for line in lines]
+    return "; ".join(dict.fromkeys(bare)) or " ".join(str(error).split())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from launch.after import bad_hosts
 from launch.job import Training
 from launch.queue import Order, queue
 from launch.resources import Resources
+from launch.runs import jobs_of
 from launch.squeue import places
-from launch.status import jobs_of
 from shards.errors import InputError
 
 _SITE = "site.sh"
@@ -91,18 +93,50 @@ def prepare(
     return Prepared(ordered, asked, runs, tuple(taken))
 
 
-def keep(prepared: Prepared) -> None:
-    """Take the snapshots."""
-    for folder, files in prepared.snapshots:
-        snapshot.take(folder, files)
+@contextmanager
+def kept(prepared: Prepared) -> Iterator[None]:
+    """Take the snapshots; where the block raises InputError, as when sbatch refuses, take away again what is new."""
+    paths = {snapshot.place(*one) for one in prepared.snapshots}
+    # A snapshot that was there before may be one that another job runs.
+    new = {
+        path for one in (*paths, prepared.order.folder) for path in (one, *one.parents) if not path.exists()
+    }
+    try:
+        for folder, files in prepared.snapshots:
+            snapshot.take(folder, files)
+        yield
+    except InputError:
+        for path in paths & new:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in sorted(new, reverse=True):
+            with suppress(OSError):  # what holds something else stays
+                path.rmdir()
+        raise
 
 
 def hand_in(prepared: Prepared) -> list[Submission]:
     """Take the snapshots, queue the order and write the job into each run's log."""
-    keep(prepared)
-    jobs = queue(prepared.order)
+    with kept(prepared):
+        jobs = queue(prepared.order)
+    return record(prepared, jobs)
+
+
+def record(prepared: Prepared, jobs: Sequence[str]) -> list[Submission]:
+    """Write the job of each run into its log."""
     for job, run in zip(jobs, prepared.runs, strict=True):
-        _record(RunFolder(run), job, prepared.asked)
+        append(
+            RunFolder(run).jobs,
+            {
+                "time": time.time(),
+                "event": "submitted",
+                "job": job,
+                "restart": 0,
+                "nodes": [],
+                "ranks": prepared.asked.ranks,
+                "resources": prepared.asked.record(),
+                "folder": os.getcwd(),
+            },
+        )
     return [Submission(job, run) for job, run in zip(jobs, prepared.runs, strict=True)]
 
 
@@ -133,19 +167,3 @@ def _without_bad_nodes(resources: Resources, runs: Sequence[Path]) -> Resources:
         return resources
     given = [resources.exclude] if resources.exclude else []
     return replace(resources, exclude=",".join([*given, *sorted(bad)]))
-
-
-def _record(run: RunFolder, job: str, resources: Resources) -> None:
-    append(
-        run.jobs,
-        {
-            "time": time.time(),
-            "event": "submitted",
-            "job": job,
-            "restart": 0,
-            "nodes": [],
-            "ranks": resources.ranks,
-            "resources": resources.record(),
-            "folder": os.getcwd(),
-        },
-    )

@@ -124,11 +124,12 @@ def test_a_chain_that_cannot_be_queued_to_its_end_leaves_nothing(
     stand_ins(
         slurm,
         monkeypatch,
-        sbatch=f'[ -e "$HERE/101.job" ] && echo "sbatch: error: full" >&2 && exit 1\n{SBATCH}',
+        sbatch=f'[ -e "$HERE/102.job" ] && echo "sbatch: error: full" >&2 && exit 1\n{SBATCH}',
     )
-    with pytest.raises(InputError, match="sbatch: error: full"):
+    with pytest.raises(InputError, match=r"^sbatch: full$"):
         pipeline(config, GPUS, data)
-    assert (slurm / "scancel").read_text() == "100 101\n"
+    assert (slurm / "scancel").read_text() == "100 101 102\n"
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_table_that_is_not_there_queues_nothing(config: RunConfig, slurm: Path) -> None:

@@ -242,16 +242,34 @@ def test_a_run_that_is_queued_is_not_queued_again(
     submit(config("r"), Resources(gpus_per_node=0, dependency="afterany:101"))
 
 
-def test_what_sbatch_says_is_said(
+def test_what_sbatch_says_is_said_once_and_a_refused_run_leaves_nothing(
     config: Callable[[str], RunConfig],
     slurm: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    stand_ins(slurm, monkeypatch, sbatch='echo "sbatch: error: no such partition" >&2; exit 1')
-    with pytest.raises(InputError, match=r"^sbatch: error: no such partition$"):
+    said = ("error: invalid partition: nope", "error: submission failed: invalid partition")
+    stand_ins(slurm, monkeypatch, sbatch="".join(f'echo "sbatch: {one}" >&2\n' for one in said) + "exit 1")
+    once = r"^sbatch: invalid partition: nope; submission failed: invalid partition$"
+    with pytest.raises(InputError, match=once):
         submit(config("r"), CPU)
+    with pytest.raises(InputError, match=once):
+        submit_all([config("s/1"), config("s/2")], CPU, tmp_path / "a run" / "s")
     assert capfd.readouterr().err == ""
+    assert not (tmp_path / "a run").exists()
+
+
+def test_a_refusal_leaves_what_was_there_before(
+    config: Callable[[str], RunConfig], slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(config("r"), CPU)
+    before = sorted((tmp_path / "a run").rglob("*"))
+    stand_ins(slurm, monkeypatch, sbatch='echo "sbatch: error: no" >&2; exit 1')
+    for changed in (config("r"), config("r").model_copy(update={"seed": 5})):
+        with pytest.raises(InputError, match="no"):
+            submit(changed, CPU)
+        assert sorted((tmp_path / "a run").rglob("*")) == before
 
 
 def test_without_slurm_nothing_is_queued(
