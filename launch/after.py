@@ -12,7 +12,7 @@ from dist_trainer.config import load
 from dist_trainer.config.health import HealthConfig
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
-from launch.requeue import place, queued_as
+from launch.requeue import gone, place, queued_as
 from launch.tail import last_step
 from shards.errors import InputError
 
@@ -44,7 +44,7 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     if code == 2:
         return Verdict(False, "bad input, which no other start would change; correct it and submit again")
     folder, (job, restart) = RunFolder(run), start_of(environ)
-    exclude = bad_hosts(folder)
+    exclude = to_avoid(folder)
     if "SLURM_JOB_ID" in environ:
         now = place(queued_as(environ))
         if now.restarts > restart:
@@ -61,7 +61,7 @@ def after(run: Path, code: int, environ: Mapping[str, str]) -> Verdict:
     if len(idle) >= _MOST_STARTS:
         return Verdict(False, f"started {len(idle) + 1} times {since}; look at why, then submit again")
     excused = {(record.get("job"), record.get("restart")) for record in read_log(folder.bad_nodes)}
-    kept = f" and {kept_away(folder, exclude)}" if exclude else ""
+    kept = f" and {told}" if (told := kept_away(folder, exclude)) else ""
     if code == COME_BACK_CODE:
         return Verdict(True, f"it comes back{kept}", exclude=exclude)
     if (job, restart) in excused:
@@ -156,14 +156,24 @@ def bad_hosts(folder: RunFolder) -> tuple[str, ...]:
     return tuple(sorted(name for name in named if name in bad or name.partition(".")[0] in short))
 
 
+def to_avoid(folder: RunFolder) -> tuple[str, ...]:
+    """The bad hosts without those that the cluster has no more: of a list that names one Slurm takes none."""
+    bad = bad_hosts(folder)
+    unknown = gone(bad)
+    return tuple(host for host in bad if host not in unknown)
+
+
 def kept_away(folder: RunFolder, hosts: Sequence[str]) -> str:
-    """Which hosts a run keeps away from, and how to have them back; empty where there are none."""
-    if not hosts:
-        return ""
-    return (
-        f"keeps away from {', '.join(hosts)}, where its trial failed, and waits for others; to have one back "
-        f"delete its lines in {folder.bad_nodes}"
-    )
+    """Which hosts a run keeps away from, and how to have them back; of others that failed, why not. Empty: none did."""
+    told = []
+    if hosts:
+        told.append(
+            f"keeps away from {', '.join(hosts)}, where its trial failed, and waits for others; to have one back "
+            f"delete its lines in {folder.bad_nodes}"
+        )
+    if others := [host for host in bad_hosts(folder) if host not in hosts]:
+        told.append(f"need not keep away from {', '.join(others)}, not in the cluster any more")
+    return ", and ".join(told)
 
 
 def _newest_step(folder: RunFolder) -> int:

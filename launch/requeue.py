@@ -16,6 +16,7 @@ _TRIES, _PAUSE_S, _CALL_S = 12, 10.0, 60.0  # a controller that is restarted doe
 LATER = ("Unable to contact", "Socket timed out", "Zero Bytes")
 # Users may have squeue and sacct write times in other ways, for all their shells.
 PLAIN_TIMES = {"SLURM_TIME_FORMAT": "standard"}
+_NO_NODE = re.compile(r"Node (\S+) not found")
 _RUNS = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
 
 
@@ -92,17 +93,30 @@ def requeue(job: str, exclude: Collection[str] = ()) -> None:
 def keep_away(job: str, hosts: Collection[str]) -> None:
     """Let a job that is queued again keep away from `hosts` also. Raises InputError when Slurm refuses.
 
+    Of a list that names a host which the cluster has no more Slurm takes none: those are left out.
     Slurm takes this for pending jobs alone; one counts as such from the moment it is queued again, though its script
     still runs.
     """
     excluded = place(job).excluded
-    more = sorted(host for host in set(hosts) if host not in excluded)
+    if set(hosts) <= set(excluded):
+        return
+    unknown = gone({*excluded, *hosts})
+    more = sorted(set(hosts) - set(excluded) - unknown)
     if more:
+        known = [host for host in excluded if host not in unknown]
         try:
-            _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join((*excluded, *more))}")
+            _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join((*known, *more))}")
         except InputError:
             if not set(more) <= set(place(job).excluded):
                 raise
+
+
+def gone(hosts: Collection[str]) -> set[str]:
+    """Those of the hosts that the cluster has no more; none where Slurm does not say."""
+    if not hosts:
+        return set()
+    _, said, error = _run(("scontrol", "show", "node", ",".join(sorted(hosts))))
+    return set(_NO_NODE.findall(said + error)) & set(hosts)
 
 
 def names(hostlist: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dist_trainer.config import RunConfig
 from dist_trainer.rundir import RunFolder, append
 from launch import snapshot
-from launch.after import bad_hosts
+from launch.after import to_avoid
 from launch.job import Training
 from launch.queue import Order, queue
 from launch.resources import Resources
@@ -162,7 +162,7 @@ def _read(site: Path) -> bytes:
 
 def _without_bad_nodes(resources: Resources, runs: Sequence[Path]) -> Resources:
     """Leave out the nodes that failed their trial in an earlier job of these runs."""
-    bad = {host for run in runs for host in bad_hosts(RunFolder(run))}
+    bad = {host for run in runs for host in to_avoid(RunFolder(run))}
     if not bad:
         return resources
     given = [resources.exclude] if resources.exclude else []

@@ -13,7 +13,7 @@ import typer
 from dist_trainer.config import load
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
-from launch.after import Verdict, after, bad_hosts, began, ended, kept_away, refusal, start_of
+from launch.after import Verdict, after, bad_hosts, began, ended, kept_away, refusal, start_of, to_avoid
 from launch.cause import ending, mark
 from launch.requeue import keep_away, names, queued_as, requeue
 from shards.errors import InputError
@@ -53,10 +53,10 @@ def began_command(
         raise InputError(
             f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
         ) from error
-    hosts = bad_hosts(folder)
-    if not set(hosts).isdisjoint(nodes):
+    if not set(bad_hosts(folder)).isdisjoint(nodes):
         # Slurm ends this script meanwhile, which must not cut this short.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        hosts = to_avoid(folder)
         requeue(queued_as(os.environ), hosts)
         print(f"job {job}: it comes back and {kept_away(folder, hosts)}", file=sys.stderr, flush=True)
         raise typer.Exit(COME_BACK_CODE)

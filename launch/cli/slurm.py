@@ -167,11 +167,11 @@ def pipeline_command(
 def say_kept_away(run: Path) -> None:
     """Print which hosts a run's job keeps away from, if any."""
     from dist_trainer.rundir import RunFolder
-    from launch.after import bad_hosts, kept_away
+    from launch.after import kept_away, to_avoid
 
     folder = RunFolder(run)
-    if hosts := bad_hosts(folder):
-        print(f"it {kept_away(folder, hosts)}")
+    if told := kept_away(folder, to_avoid(folder)):
+        print(f"it {told}")
 
 
 @app.command("stage-left", hidden=True)

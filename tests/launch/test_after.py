@@ -99,6 +99,20 @@ def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(
         ended(run.root, 1, "a test", verdict, environ)
 
 
+def test_a_bad_node_that_the_cluster_has_no_more_is_left_out(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.after.place", lambda job: Place("RUNNING", "None", 0))
+    monkeypatch.setattr("launch.after.gone", lambda hosts: {"node2"})
+    began(run.root, ["node1", "node2"], 2, {"SLURM_JOB_ID": "7"})
+    for host in ("node1", "node2"):
+        append(run.bad_nodes, {"job": "7", "restart": 0, "host": host})
+    verdict = after(run.root, 1, {"SLURM_JOB_ID": "7"})
+    assert verdict.exclude == ("node1",)
+    assert "keeps away from node1," in verdict.why
+    assert "need not keep away from node2, not in the cluster any more" in verdict.why
+
+
 def test_bad_nodes_have_the_names_that_slurm_has_for_them(run: RunFolder) -> None:
     began(run.root, ["node1", "node2.a.org", "node3"], 3, {"SLURM_JOB_ID": "7"})
     began(run.root, ["desk"], 1, {})
@@ -177,3 +191,4 @@ def test_an_end_is_noted_with_how_far_the_run_came(run: RunFolder) -> None:
     assert {key: record[key] for key in known} == known
     assert record["again"] is True
     assert record["cause"] == "a test"
+    assert record["why"].startswith("crash 1 ")

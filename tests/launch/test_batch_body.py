@@ -16,6 +16,7 @@ from tests.support.runs import ROOT, tiny_config, write_config
 SCONTROL = """case "$2" in
   hostnames) echo "$3" | tr , '\\n' ;;
   job) echo "JobId=7 JobState=RUNNING Reason=None Restarts=0 ExcNodeList=(null)" ;;
+  node) ;;
   *) echo "$*" >> "$HERE/done" ;;
 esac
 """

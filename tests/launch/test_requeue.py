@@ -17,7 +17,11 @@ if [ -f "{folder}/fails" ]; then cat "{folder}/fails" >&2; rm "{folder}/fails"; 
 case $1 in
   requeue | update) if [ -f "{folder}/late" ]; then mv "{folder}/late" "{folder}/job"
       echo "Socket timed out on send/recv operation" > "{folder}/fails"; cat "{folder}/fails" >&2; exit 1; fi ;;
-  show) [ "$2" = job ] && cat "{folder}/job" || echo "$3" | tr , '\\n' ;;
+  show) case $2 in
+      job) cat "{folder}/job" ;;
+      node) echo "$3" | tr , '\\n' | grep -xFf "{folder}/gone" | sed 's/.*/Node & not found/'; exit 1 ;;
+      *) echo "$3" | tr , '\\n' ;;
+    esac ;;
 esac
 """
 
@@ -32,6 +36,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(requeue, "_PAUSE_S", 0.0)
     is_job(tmp_path)
+    (tmp_path / "gone").touch()
     return tmp_path
 
 
@@ -104,6 +109,14 @@ def test_what_a_job_keeps_away_from_already_stays(slurm: Path) -> None:
     is_job(slurm, excluded="node2,node9")
     requeue.keep_away("7", ["node2", "node3"])
     assert changes(slurm) == ["update JobId=7 ExcNodeList=node2,node9,node3"]
+
+
+def test_hosts_that_the_cluster_has_no_more_are_left_out(slurm: Path) -> None:
+    (slurm / "gone").write_text("node8\nnode9\n")
+    is_job(slurm, excluded="node2,node8")
+    requeue.keep_away("7", ["node3", "node9"])
+    requeue.keep_away("7", ["node2", "node9"])
+    assert changes(slurm) == ["update JobId=7 ExcNodeList=node2,node3"]
 
 
 def test_nothing_is_asked_for_where_nothing_is_new(slurm: Path) -> None:

@@ -14,6 +14,7 @@ from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, append, read_log
 from launch import queue
 from launch.cli import main
+from launch.cli.slurm import say_kept_away
 from launch.resources import Resources
 from launch.submit import prepare, submit, submit_all
 from shards.dataset.opened import Dataset
@@ -159,7 +160,13 @@ def test_a_relative_folder_is_meant_from_where_the_call_was(
     assert load(kept / "config.yaml").output_dir == queued.run
 
 
-def test_bad_nodes_of_the_run_are_left_out(config: Callable[[str], RunConfig], tmp_path: Path) -> None:
+def test_bad_nodes_of_the_run_are_left_out(
+    config: Callable[[str], RunConfig],
+    slurm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run = tmp_path / "a run" / "r"
     append(RunFolder(run).jobs, {"event": "began", "job": "1", "nodes": ["node2", "node3", "node7"]})
     for host in ("node7", "node2", "node7"):
@@ -168,6 +175,13 @@ def test_bad_nodes_of_the_run_are_left_out(config: Callable[[str], RunConfig], t
     prepared = prepare([config("r")], asked, run)
     assert "--exclude=node9,node2,node7" in lines(queue.script(prepared.order))
     assert prepared.asked == asked
+    # sbatch would refuse all of them because of one.
+    stand_ins(slurm, monkeypatch, scontrol='echo "NodeName=node2"; echo "Node node7 not found"; exit 1')
+    assert "--exclude=node9,node2" in lines(queue.script(prepare([config("r")], asked, run).order))
+    say_kept_away(run)
+    said = capsys.readouterr().out
+    assert said.startswith("it keeps away from node2, where its trial failed")
+    assert said.endswith(", and need not keep away from node7, not in the cluster any more\n")
 
 
 def test_the_file_of_the_cluster_is_kept_and_read_first(
