@@ -28,6 +28,18 @@ settings.register_profile("explore", max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the tests (make test), a file's stay together, as its fixtures are made once for them.
+
+    Those of a Slurm share one cluster. They wait more than they compute, so they go first, beside the others.
+    """
+    on_slurm = {item: item.nodeid.startswith("tests/slurm/") for item in items}
+    items.sort(key=lambda item: not on_slurm[item])
+    for item in items:
+        group = "slurm" if on_slurm[item] else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """What a test does with signals ends with it: children of the next ones would inherit that they are ignored."""
