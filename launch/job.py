@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -10,12 +11,15 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SIGNALS
 from launch.local import end_with_parent
+from launch.snapshot import CONFIG_NAME
 from launch.supervisor import supervise
 
 _UNTIL_ENDED_S = 900.0
+_TYPED = {"shards": "ltx-shards", "dist_trainer": "ltx-train"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class Training:
 
     run: str
     snapshot: str
+
+    def __str__(self) -> str:
+        """As it would be typed."""
+        return shlex.join(("python", "-m", "dist_trainer.train", str(Path(self.snapshot) / CONFIG_NAME)))
 
     def __call__(self) -> None:
         """Train this task's share. Returns when that is done; else the process ends with the job's exit code."""
@@ -36,13 +44,27 @@ class Training:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a data stage, as words. It keeps what is complete, so it may be ended and begun again."""
+    """A command of a stage: `words` for a module. It keeps what is complete, so it may be ended and begun again.
 
+    `done`: a run's folder; where that was stopped before its last step, the command is left out.
+    """
+
+    module: str
     words: tuple[str, ...]
+    done: str = ""
+
+    def __str__(self) -> str:
+        """As it would be typed."""
+        return shlex.join((_TYPED[self.module], *self.words))
 
     def __call__(self) -> None:
         """Run it; a bad exit code becomes this process's own."""
-        code = subprocess.Popen(self.words, preexec_fn=end_with_parent).wait()
+        if self.done and (why := _not_done(RunFolder(Path(self.done)))):
+            print(why, flush=True)
+            return
+        # This Python: where the tasks have a container, it is the one inside.
+        words = (sys.executable, "-P", "-m", self.module, *self.words)
+        code = subprocess.Popen(words, preexec_fn=end_with_parent).wait()
         if -code in SIGNALS:
             # Slurm signals every process of a task; it ends this one too, or submitit queues the job again.
             time.sleep(_UNTIL_ENDED_S)
@@ -52,3 +74,15 @@ class Command:
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again before the time ends."""
         return DelayedSubmission(self)
+
+
+def _not_done(run: RunFolder) -> str:
+    """Why a run whose job has ended well is not done; empty where it is."""
+    if run.steps_done():
+        return ""
+    step = max(complete_steps(run.checkpoints), default=0)
+    by_hand = f", or export what there is: ltx-train export {run.root}" if step else ""
+    return (
+        f"{run.root}: stopped after step {step}, so nothing is exported; go on, and it exports at its end: "
+        f"ltx-launch resume {run.root}{by_hand}"
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +33,12 @@ class Stage:
     does: str
     job: str = ""
 
+    @property
+    def command(self) -> str:
+        """What its processes run, as it would be typed, after their number."""
+        count = len(self.order.tasks) * self.order.resources.ranks
+        return f"{f'{count} x ' if count > 1 else ''}{self.order.tasks[0]}"
+
 
 def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[Stage], Prepared]:
     """The chain in its order, train being the third, and what its training is. Writes nothing.
@@ -65,18 +69,17 @@ def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[St
     # Every task encodes what no other has taken; on one GPU each, where there are some.
     encoding = replace(one, gpus_per_node=min(1, resources.gpus_per_node), dependency=resources.dependency)
 
-    def stage(name: str, module: str, words: Sequence[str], asked: Resources, tasks: int, does: str) -> Stage:
-        command = Command((sys.executable, "-P", "-m", module, *words))
+    def stage(name: str, command: Command, asked: Resources, does: str, tasks: int = 1) -> Stage:
         # One that is killed comes back a few times: one killed of many would fail the stage, and cancel the chain.
         named = replace(training.order, name=f"{training.order.name}-{name}", last_word=("stage-left",))
-        order = replace(named, tasks=[command] * tasks, resources=asked)
-        return Stage(name, order, does)
+        return Stage(name, replace(named, tasks=[command] * tasks, resources=asked), does)
 
+    exports = f"weights -> {run / 'exports'}, if all steps are done"
     return [
-        stage("prepare", "shards", encode, encoding, data.workers, f"{data.table} -> {out}"),
-        stage("doctor", "shards", ("doctor", out), one, 1, f"is {out} sound?"),
+        stage("prepare", Command("shards", encode), encoding, f"{data.table} -> {out}", data.workers),
+        stage("doctor", Command("shards", ("doctor", out)), one, f"is {out} sound?"),
         Stage("train", training.order, f"{resources.ranks} ranks -> {run}"),
-        stage("export", "dist_trainer", ("export", str(run)), one, 1, f"weights -> {run / 'exports'}"),
+        stage("export", Command("dist_trainer", ("export", str(run)), done=str(run)), one, exports),
     ], training
 
 

@@ -1,4 +1,9 @@
-"""A job's place in Slurm's queue: what Slurm says of it, and queueing it again without the nodes that are bad."""
+"""A job's place in Slurm's queue: what Slurm says of it, and queueing it again without the nodes that are bad.
+
+The same job comes back, from a batch script through `requeue`; from the supervisor of a submitit job through submitit's
+own handler, which also keeps what that job runs next, or, where the supervisor was killed, through `requeue`. What
+`ltx-launch resume` queues is another job, as it may ask for other resources.
+"""
 
 from __future__ import annotations
 

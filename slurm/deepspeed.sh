@@ -28,5 +28,10 @@ task() {
         "${PYTHON[@]}" -m deepspeed.launcher.runner --no_ssh --node_rank=%n --hostfile="$file" "${more[@]}"
         --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" --no_local_rank --module dist_trainer.train)
 }
+if [ "$SLURM_NTASKS" -ne "$SLURM_JOB_NUM_NODES" ]; then
+    echo "error: $SLURM_NTASKS tasks on $SLURM_JOB_NUM_NODES nodes: each task is a launcher, which starts the ranks of its" \
+        "node; submit with --ntasks-per-node=1 and without --ntasks" >&2
+    exit 2
+fi
 export LTX_RANKS_PER_TASK=${SLURM_GPUS_ON_NODE:-1}
 train "${@:-configs/full_ft.yaml}"

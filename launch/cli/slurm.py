@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.resources import Resources, gpus
 from shards.errors import InputError
 
 if TYPE_CHECKING:
     from dist_trainer.config import RunConfig
     from launch.queue import Order
-    from launch.resources import Resources
 
 app = typer.Typer()
 
@@ -22,68 +25,80 @@ _OUT_OF_MEMORY, _KILLED, _MOST_KILLED = 125, 128, 5
 
 _Config = Annotated[Path, typer.Argument(help="YAML file of the run")]
 _Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")]
-_Nodes = Annotated[int, typer.Option(min=1, help="hosts")]
-_Gpus = Annotated[
-    str,
-    typer.Option(help="GPUs of each, as 8 or h100:8, one process for each GPU; 0: train on CPUs"),
-]
-_Tasks = Annotated[int | None, typer.Option(min=1, help="processes of each host, without GPUs; default 1")]
-_Cpus = Annotated[int, typer.Option(min=1, help="CPUs of each process")]
-_Time = Annotated[str, typer.Option(help="as sbatch takes it: minutes, 24:00:00 or 2-12:00:00")]
-_Lead = Annotated[int, typer.Option(min=1, help="seconds before that at which the run begins to save")]
-_Partition = Annotated[str | None, typer.Option(help="sbatch's")]
-_Account = Annotated[str | None, typer.Option(help="sbatch's")]
-_Qos = Annotated[str | None, typer.Option(help="sbatch's")]
-_Constraint = Annotated[str | None, typer.Option(help="sbatch's, features that hosts must have")]
-_Exclude = Annotated[str | None, typer.Option(help="sbatch's, hosts to keep away from, as node3,node[7-9]")]
-_Dependency = Annotated[str | None, typer.Option(help="sbatch's, as afterok:123")]
-_Sbatch = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="any other option of sbatch, as mem=0; repeatable"),
-]
-_Site = Annotated[
-    Path | None,
-    typer.Option(help="file that the job's shell reads first; default: slurm/site.sh where that is here"),
-]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="show the script and the plan; queue nothing")]
+
+
+def _resources(
+    nodes: Annotated[int, typer.Option(min=1, help="hosts")] = 1,
+    gpus_per_node: Annotated[
+        str, typer.Option(help="GPUs of each, as 8 or h100:8, one process for each GPU; 0: train on CPUs")
+    ] = "8",
+    tasks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="processes of each host, without GPUs; default 1")
+    ] = None,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="CPUs of each process")] = 8,
+    time: Annotated[
+        str, typer.Option(help="as sbatch takes it: minutes, 24:00:00 or 2-12:00:00")
+    ] = "24:00:00",
+    lead: Annotated[
+        int, typer.Option(min=1, help="seconds before that at which the run begins to save")
+    ] = 300,
+    partition: Annotated[str | None, typer.Option(help="sbatch's")] = None,
+    account: Annotated[str | None, typer.Option(help="sbatch's")] = None,
+    qos: Annotated[str | None, typer.Option(help="sbatch's")] = None,
+    constraint: Annotated[str | None, typer.Option(help="sbatch's, features that hosts must have")] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="sbatch's, hosts to keep away from, as node3,node[7-9]")
+    ] = None,
+    dependency: Annotated[str | None, typer.Option(help="sbatch's, as afterok:123")] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="any other option of sbatch, as mem=0; repeatable"),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="file that the job's shell reads first; default: slurm/site.sh where that is here"),
+    ] = None,
+) -> Resources:
+    number, kind = gpus(gpus_per_node)
+    return Resources(
+        nodes, number, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
+        dependency, _options(sbatch), _site(site), kind,
+    )  # fmt: skip
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `resources` the options of `_resources` in their place."""
+    own, options = (signature(one, eval_str=True).parameters for one in (command, _resources))
+
+    @wraps(command)
+    def asking(**given: Any) -> None:
+        command(resources=_resources(**{name: given.pop(name) for name in options}), **given)
+
+    kept = [one for one in own.values() if one.name != "resources"]
+    asking.__signature__ = Signature([*kept, *options.values()])  # type: ignore[attr-defined]
+    return asking
 
 
 @app.command("slurm")
+@_asking
 def slurm_command(
     config: _Config,
+    resources: Resources,
     overrides: _Overrides = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,VALUE", help="a run for each value; several: for each combination"),
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="most runs of a sweep at a time")] = None,
-    nodes: _Nodes = 1,
-    gpus_per_node: _Gpus = "8",
-    tasks_per_node: _Tasks = None,
-    cpus_per_task: _Cpus = 8,
-    time: _Time = "24:00:00",
-    lead: _Lead = 300,
-    partition: _Partition = None,
-    account: _Account = None,
-    qos: _Qos = None,
-    constraint: _Constraint = None,
-    exclude: _Exclude = None,
-    dependency: _Dependency = None,
-    sbatch: _Sbatch = None,
-    site: _Site = None,
-    dry_run: _DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the script and the plan; queue nothing")
+    ] = False,
 ) -> None:
     """Queue training on a Slurm cluster. It comes back by itself after its time limit, preemption, or a crash."""
     from dist_trainer.config import load
-    from launch.resources import Resources, gpus
     from launch.submit import prepare, submit_all
     from launch.sweep import variants
 
-    number, kind = gpus(gpus_per_node)
-    resources = Resources(
-        nodes, number, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
-        dependency, _options(sbatch), _site(site), kind,
-    )  # fmt: skip
     base = load(config, overrides or [])
     configs = [
         load(config, [*(overrides or []), *one.overrides]).model_copy(
@@ -103,12 +118,14 @@ def slurm_command(
 
 
 @app.command("pipeline")
+@_asking
 def pipeline_command(
     config: _Config,
     table: Annotated[
         str, typer.Option(help="CSV, JSON or JSONL of clips and captions, as of `ltx-shards encode`")
     ],
     buckets: Annotated[str, typer.Option(help="sizes to bring clips to, as 768x448x89,512x512x1")],
+    resources: Resources,
     overrides: _Overrides = None,
     model: Annotated[
         str | None, typer.Option(help="whose VAE and text encoder encode; default: the config's model")
@@ -118,42 +135,28 @@ def pipeline_command(
         list[str] | None,
         typer.Option(metavar="WORD", help="another word for `ltx-shards encode`; repeatable"),
     ] = None,
-    nodes: _Nodes = 1,
-    gpus_per_node: _Gpus = "8",
-    tasks_per_node: _Tasks = None,
-    cpus_per_task: _Cpus = 8,
-    time: _Time = "24:00:00",
-    lead: _Lead = 300,
-    partition: _Partition = None,
-    account: _Account = None,
-    qos: _Qos = None,
-    constraint: _Constraint = None,
-    exclude: _Exclude = None,
-    dependency: _Dependency = None,
-    sbatch: _Sbatch = None,
-    site: _Site = None,
-    dry_run: _DryRun = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what runs; queue nothing")] = False,
+    scripts: Annotated[
+        bool, typer.Option("--scripts", help="the same, with the sbatch script of each stage")
+    ] = False,
 ) -> None:
     """Queue all from clips to exported weights: encode, check, train, export, each when the one before ended well."""
-    from dist_trainer.config import dump, load
+    from dist_trainer.config import load
     from launch.pipeline import Data, pipeline, stages
-    from launch.resources import Resources, gpus
 
-    number, kind = gpus(gpus_per_node)
-    resources = Resources(
-        nodes, number, tasks_per_node, cpus_per_task, time, lead, partition, account, qos, constraint, exclude,
-        dependency, _options(sbatch), _site(site), kind,
-    )  # fmt: skip
     resolved = load(config, overrides or [])
     data = Data(table, model or resolved.model.model_source, buckets, workers, tuple(encode or ()))
-    if dry_run:
-        print(dump(resolved))
-        before = ""
-        for stage in stages(resolved, resources, data)[0]:
-            print(f"# {stage.name}: {stage.does}")
-            # Jobs have no numbers yet: the stage's name stands for its own.
-            _show(stage.order.after(before) if before else stage.order)
-            before = stage.name.upper()
+    if dry_run or scripts:
+        planned = stages(resolved, resources, data)[0]
+        print(f"{'stage':<8} {'after':<8} command")
+        first = resources.dependency or "-"
+        for stage, before in zip(planned, [first, *(one.name for one in planned)], strict=False):
+            print(f"{stage.name:<8} {before:<8} {stage.command}")
+        # Jobs have no numbers yet: the stage's name stands for its own.
+        for stage, before in zip(planned, ["", *(one.name.upper() for one in planned)], strict=False):
+            if scripts:
+                print(f"\n# {stage.name}", end="")
+                _show(stage.order.after(before) if before else stage.order)
         return
     queued = pipeline(resolved, resources, data)
     print(f"{'stage':<8} {'job':<10} {'after':<10} what")

@@ -82,6 +82,34 @@ def test_a_job_that_got_a_node_known_as_bad_comes_back_on_others(
     assert done == ["requeue 7", "update JobId=7 ExcNodeList=node2,node3"]
 
 
+def test_deepspeed_s_launcher_is_one_task_of_each_node(job: Path) -> None:
+    def script(tasks: int) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": f"{job}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+        environ |= {
+            "SLURM_NTASKS": str(tasks),
+            "SLURM_JOB_NUM_NODES": "2",
+            "LTX_HOST_PYTHON": str(job / "host"),
+        }
+        return subprocess.run(
+            ["bash", "slurm/deepspeed.sh", "c.yaml"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environ,
+        )
+
+    with pytest.MonkeyPatch().context() as context:
+        stand_ins(job, context, host="exit 3")
+        for tasks in (16, 1):
+            done = script(tasks)
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"error: {tasks} tasks on 2 nodes: ")
+            assert "--ntasks-per-node=1" in done.stderr
+            assert done.stderr.count("\n") == 1
+        assert script(2).returncode == 3, "it goes on"
+
+
 def test_ranks_are_of_the_container_and_what_asks_slurm_is_outside(job: Path, tmp_path: Path) -> None:
     def body(**more: str) -> str:
         environ = {"PATH": f"{job}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import sys
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -12,26 +12,57 @@ from launch import job
 from launch.job import Command, Training
 
 
-@pytest.mark.parametrize("task", [Training("/runs/a", "/runs/a/snapshots/1"), Command(("true",))])
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a module that a command runs."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "stage.py"
+
+
+@pytest.mark.parametrize("task", [Training("/runs/a", "/runs/a/snapshots/1"), Command("stage", ("a",))])
 def test_what_is_queued_again_is_the_same(task: Training | Command) -> None:
     kept = pickle.loads(cloudpickle.dumps(task.checkpoint()))
     assert kept.function == task
     assert not kept.done()
 
 
-def test_a_command_ends_its_job_with_its_own_code() -> None:
-    Command((sys.executable, "-c", "pass"))()
+def test_a_command_ends_its_job_with_its_own_code(stage: Path) -> None:
+    stage.write_text("import sys; sys.exit(int(sys.argv[1]))")
+    Command("stage", ("0",))()
     with pytest.raises(SystemExit) as end:
-        Command((sys.executable, "-c", "raise SystemExit(3)"))()
+        Command("stage", ("3",))()
     assert end.value.code == 3
 
 
-def test_a_command_that_slurm_ends_waits_to_be_ended_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_slurm_ends_waits_to_be_ended_itself(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[float] = []
     monkeypatch.setattr(job.time, "sleep", waited.append)
+    stage.write_text("import os, sys; os.kill(os.getpid(), int(sys.argv[1]))")
     for number, waits in ((12, True), (15, True), (9, False)):
         waited.clear()
         with pytest.raises(SystemExit) as end:
-            Command((sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"))()
+            Command("stage", (str(number),))()
         assert end.value.code == 128 + number
         assert bool(waited) == waits
+
+
+def test_a_command_for_a_run_that_is_done_is_left_out_where_that_was_stopped_before(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.write_text("import sys; sys.exit(3)")
+    run = tmp_path / "run"
+    export = Command("stage", (), done=str(run))
+    export()
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run}: stopped after step 0, so nothing is exported; ")
+    assert said.endswith(f"ltx-launch resume {run}\n")
+    (run / "checkpoints" / "step_000007").mkdir(parents=True)
+    (run / "checkpoints" / "step_000007" / "checkpoint.json").write_text("{}")
+    export()
+    assert capsys.readouterr().out.endswith("or export what there is: ltx-train export " + f"{run}\n")
+    (run / "DONE").write_text("7\n")
+    with pytest.raises(SystemExit) as end:
+        export()
+    assert end.value.code == 3

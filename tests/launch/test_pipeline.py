@@ -72,11 +72,17 @@ def test_stages_ask_for_what_they_need(config: RunConfig, data: Data, slurm: Pat
 
 def test_the_data_stages_are_commands_a_user_could_type(config: RunConfig, data: Data) -> None:
     prepare, doctor, _, export = stages(config, GPUS, data)[0]
-    words = [stage.order.tasks[0].words[3:] for stage in (prepare, doctor, export)]  # type: ignore[attr-defined]
     out, run = config.data.preprocessed_data_root, str(config.output_dir)
-    encode = ("encode", data.table, "--model", "a_model", "--buckets", "64x64x9", "--out", out, *data.more)
-    assert words == [("shards", *encode), ("shards", "doctor", out), ("dist_trainer", "export", run)]
+    encode = f"encode {data.table} --model a_model --buckets 64x64x9 --out {out} --rows-per-shard 2"
+    assert prepare.command == f"3 x ltx-shards {encode}"
+    assert doctor.command == f"ltx-shards doctor {out}"
+    assert export.command == f"ltx-train export {run}"
     assert len(prepare.order.tasks) == 3
+
+
+def test_what_was_stopped_is_not_exported(config: RunConfig, data: Data) -> None:
+    *_, export = stages(config, GPUS, data)[0]
+    assert export.order.tasks[0].done == str(config.output_dir)  # type: ignore[attr-defined]
 
 
 def test_every_stage_runs_the_snapshot_that_is_there_when_it_is_queued(
@@ -138,19 +144,44 @@ def test_a_table_that_is_not_there_queues_nothing(config: RunConfig, slurm: Path
     assert not list(slurm.glob("*.job"))
 
 
-def test_the_dry_run_shows_the_whole_chain(
+def typed(
     config: RunConfig,
     data: Data,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = ["pipeline", str(tmp_path / "c.yaml"), "--table", data.table, "--buckets", "64x64x9", "--dry-run"]
-    monkeypatch.setattr("sys.argv", ["ltx-launch", *words])
+    *more: str,
+) -> list[str]:
+    """What `ltx-launch pipeline` prints, line by line."""
+    path = Path(config.output_dir).parent / "c.yaml"
+    words = ["pipeline", str(path), "--table", data.table, "--buckets", "64x64x9", "--model", "a_model"]
+    monkeypatch.setattr("sys.argv", ["ltx-launch", *words, *more])
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
-    printed = capsys.readouterr().out
-    waits = [line for line in printed.splitlines() if "--dependency" in line]
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_dry_run_shows_what_each_stage_runs_and_waits_for(
+    config: RunConfig, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = typed(config, data, monkeypatch, capsys, "--dry-run", "--workers=3", "--nodes=2")
+    found = [line.split(maxsplit=2) for line in printed[1:]]
+    assert [one[:2] for one in found] == [
+        ["prepare", "-"],
+        ["doctor", "prepare"],
+        ["train", "doctor"],
+        ["export", "train"],
+    ]
+    assert found[0][2].startswith(f"3 x ltx-shards encode {data.table} ")
+    assert found[2][2].startswith(f"16 x python -m dist_trainer.train {config.output_dir}/snapshots/")
+    assert not Path(config.output_dir).exists()
+
+
+def test_the_scripts_of_all_stages_are_shown_where_asked(
+    config: RunConfig, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = typed(config, data, monkeypatch, capsys, "--scripts")
+    waits = [line for line in printed if "--dependency" in line]
     assert [line.partition("afterok:")[2] for line in waits] == ["PREPARE", "DOCTOR", "TRAIN"]
-    assert not (tmp_path / "run").exists()
+    assert printed.count("#!/bin/bash") == 4
+    assert not Path(config.output_dir).exists()
