@@ -5,31 +5,18 @@ from copy import deepcopy
 
 import pytest
 import torch
-from diffusers import LTXVideoTransformer3DModel
 
 from dist_trainer.feed.collate import idle
 from dist_trainer.model import ltx
 from dist_trainer.model.lora import adapter_config, adapter_state, add_adapter
 from shards.errors import InputError
+from tests.support.models import small_transformer
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 
-def _model() -> LTXVideoTransformer3DModel:
-    torch.manual_seed(0)
-    return LTXVideoTransformer3DModel(
-        in_channels=6,
-        out_channels=6,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        num_layers=2,
-        caption_channels=20,
-    )
-
-
 def test_only_the_adapters_are_trained() -> None:
-    model = _model()
+    model = small_transformer()
     base = {name for name, _ in model.named_parameters()}
     names = add_adapter(model, 4, 8, 0.0, TARGETS, seed=1)
     assert len(names) == 2 * 2 * (4 + 4 + 2)  # A and B, 2 blocks, two attentions and a feed-forward
@@ -39,7 +26,7 @@ def test_only_the_adapters_are_trained() -> None:
 
 
 def test_a_new_adapter_changes_nothing_until_it_is_trained() -> None:
-    plain = _model()
+    plain = small_transformer()
     adapted = deepcopy(plain)
     add_adapter(adapted, 4, 8, 0.0, TARGETS, seed=1)
     for model in (plain, adapted):
@@ -55,7 +42,7 @@ def test_a_new_adapter_changes_nothing_until_it_is_trained() -> None:
 def test_the_start_depends_on_the_seed_alone() -> None:
     states = []
     for surroundings, seed in ((0, 5), (1, 5), (0, 6)):
-        model = _model()
+        model = small_transformer()
         torch.manual_seed(surroundings)
         expected_next = torch.rand(1)
         torch.manual_seed(surroundings)
@@ -72,7 +59,7 @@ def test_the_start_depends_on_the_seed_alone() -> None:
     [("to_qq", "to_q"), ("to_out", "to_out.0"), ("norm_q", "to_q"), ("ff.net.1", "ff.net.2")],
 )
 def test_a_wrong_module_name_gets_the_nearest_right_ones(wrong: str, near: str) -> None:
-    model = _model()
+    model = small_transformer()
     with pytest.raises(InputError, match=f"'{wrong}'.*{near}"):
         add_adapter(model, 4, 4, 0.0, ["to_k", wrong], seed=0)
     assert all(p.requires_grad for p in model.parameters())  # refused before anything was touched
@@ -80,11 +67,11 @@ def test_a_wrong_module_name_gets_the_nearest_right_ones(wrong: str, near: str) 
 
 def test_no_module_names_are_refused() -> None:
     with pytest.raises(InputError, match="target_modules"):
-        add_adapter(_model(), 4, 4, 0.0, [], seed=0)
+        add_adapter(small_transformer(), 4, 4, 0.0, [], seed=0)
 
 
 def test_adapter_tensors_are_named_as_diffusers_names_them() -> None:
-    model = _model()
+    model = small_transformer()
     add_adapter(model, 4, 4, 0.0, ["attn1.to_q"], seed=0)
     state = adapter_state(dict(model.named_parameters()))
     assert set(state) == {
@@ -94,7 +81,7 @@ def test_adapter_tensors_are_named_as_diffusers_names_them() -> None:
 
 
 def test_the_configuration_is_plain_json() -> None:
-    model = _model()
+    model = small_transformer()
     add_adapter(model, 4, 8, 0.1, ["to_v", "to_q"], seed=0)
     config = json.loads(json.dumps(adapter_config(model.peft_config["default"])))
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.1)

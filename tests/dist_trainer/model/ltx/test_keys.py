@@ -11,26 +11,14 @@ from safetensors import safe_open
 
 from dist_trainer.model.lora import adapter_config, adapter_state, add_adapter
 from dist_trainer.model.ltx import keys
+from tests.support.models import small_transformer
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 
-def _model() -> LTXVideoTransformer3DModel:
-    torch.manual_seed(0)
-    return LTXVideoTransformer3DModel(
-        in_channels=6,
-        out_channels=6,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        num_layers=2,
-        caption_channels=20,
-    ).eval()
-
-
 def _trained(rank: int, alpha: float) -> LTXVideoTransformer3DModel:
     """A model with an adapter that changes its output."""
-    model = _model()
+    model = small_transformer()
     add_adapter(model, rank, alpha, 0.0, TARGETS, seed=3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +62,7 @@ def test_the_real_pipeline_loads_the_adapter_with_its_alpha(tmp_path: Path, rank
     model = _trained(rank, alpha)
     path = tmp_path / "lora_weights.safetensors"
     _write(path, model)
-    pipeline = _pipeline(_model())
+    pipeline = _pipeline(small_transformer())
     plain = _forward(pipeline.transformer)
     pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
     expected = _forward(model)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor
 
 from dist_trainer.feed.conditioning import ReferenceScale, coordinates
 from dist_trainer.model import ltx
 from dist_trainer.model.attention import Lengths
 from shards.geometry import Grid, Patch, Scale
+from tests.support.models import small_transformer
 
-CHANNELS, TEXT = 6, 20
+CHANNELS, TEXT = 6, 20  # of the small transformer
 SCALE, PATCH = Scale(4, 16), Patch()
 
 
@@ -65,19 +65,6 @@ PACKS = {
     "image": [IMAGE],
     "mixed": [T2V, FIRST_FRAME, IMAGE, REFERENCE, OTHER_FPS, SMALL_REFERENCE, CAUSAL, TWO_REFERENCES],
 }
-
-
-def _model(layers: int = 2) -> LTXVideoTransformer3DModel:
-    torch.manual_seed(0)
-    return LTXVideoTransformer3DModel(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_attention_heads=2,
-        attention_head_dim=16,  # inner width 32: rope pads 2 channels, as the published models' widths do
-        cross_attention_dim=32,
-        num_layers=layers,
-        caption_channels=TEXT,
-    )
 
 
 def _data(samples: list[Alone]) -> list[tuple[Tensor, Tensor]]:
@@ -133,7 +120,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("name", PACKS)
 def test_a_pack_equals_its_samples_alone(name: str, checkpointing: bool) -> None:
-    samples, reference = PACKS[name], _model()
+    samples, reference = PACKS[name], small_transformer()
     packed = deepcopy(reference)
     ltx.install(packed)
     if checkpointing:
@@ -156,7 +143,7 @@ def test_a_pack_equals_its_samples_alone(name: str, checkpointing: bool) -> None
 
 
 def test_every_parameter_learns_from_a_pack() -> None:
-    model = _model()
+    model = small_transformer()
     ltx.install(model)
     samples = PACKS["mixed"]
     model(*_inputs(samples, _data(samples))).square().sum().backward()
@@ -165,7 +152,7 @@ def test_every_parameter_learns_from_a_pack() -> None:
 
 def test_samples_of_a_pack_do_not_see_each_other() -> None:
     samples = PACKS["mixed"]
-    model = _model()
+    model = small_transformer()
     ltx.install(model)
     data = _data(samples)
     before = model(*_inputs(samples, data))
@@ -177,7 +164,7 @@ def test_samples_of_a_pack_do_not_see_each_other() -> None:
 
 
 def test_weights_and_their_names_stay() -> None:
-    model = _model()
+    model = small_transformer()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules = [name for name, _ in model.named_modules()]
     ltx.install(model)
@@ -187,7 +174,7 @@ def test_weights_and_their_names_stay() -> None:
 
 
 def test_bfloat16_is_as_close_to_float32_as_diffusers_is() -> None:
-    samples, exact = PACKS["mixed"], _model()
+    samples, exact = PACKS["mixed"], small_transformer()
     data = _data(samples)
     half = deepcopy(exact).to(torch.bfloat16)
     packed = deepcopy(half)
@@ -205,7 +192,7 @@ def test_bfloat16_is_as_close_to_float32_as_diffusers_is() -> None:
 
 
 def test_lengths_that_do_not_fit_the_tensors_are_refused() -> None:
-    model = _model(layers=1)
+    model = small_transformer(layers=1)
     ltx.install(model)
     inputs = list(_inputs([T2V], _data([T2V])))
     inputs[5] = Lengths.of([5])
