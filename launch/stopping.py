@@ -1,4 +1,4 @@
-"""Asking a run to save, or to stop for good, and waiting until it has."""
+"""Asking runs to save, or to stop for good, and waiting until they have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,18 +17,32 @@ from dist_trainer.stop import SAVE_NAME, STOP_NAME
 from launch.requeue import Place
 from launch.runs import LOCAL, is_held, jobs_of
 from launch.squeue import places
+from launch.tail import last_step
 from shards.errors import InputError
 
 Ask = Literal["save", "stop", "now"]
 _CALL_S, _LOOK_S = 60.0, 2.0
 
 
-def ask(run: RunFolder, what: Ask) -> list[str]:
-    """Ask a run to `save` and go on, to `stop` for good after a save, or to end `now`; lines that say what was done.
+def ask(runs: Sequence[RunFolder], what: Ask) -> Iterator[str]:
+    """Ask runs to `save` and go on, to `stop` for good after a save, or to end `now`; lines that say what was done.
 
-    Raises InputError where nothing trains that could save, and where the folder cannot be written.
+    Raises InputError at the end where one is asked to save and nothing trains in it, or it cannot be asked.
     """
-    known = places(jobs_of(run))
+    found = places(job for run in runs for job in jobs_of(run))
+    refused = []
+    for run in runs:
+        try:
+            told = _ask(run, what, _known(run, found))
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        yield from told if len(runs) == 1 else [f"{run.root.name}: {'; '.join(told)}"]
+    if refused:
+        raise InputError("; ".join(refused))
+
+
+def _ask(run: RunFolder, what: Ask, known: Mapping[str, Place]) -> list[str]:
     live = is_held(run) or any(place.runs for place in known.values())
     if not live and run.done.is_file():
         return [f"{run.root}: all {run.steps_done()} steps are done; there is nothing to stop"]
@@ -47,31 +61,48 @@ def ask(run: RunFolder, what: Ask) -> list[str]:
         told.append("nothing trains in it now")
     if what == "stop":
         told += [_of_waiting(job, place) for job, place in known.items() if place.waits]
-    return [*told, f"to go on: ltx-launch resume {run.root}"]
+    return told
 
 
-def wait(run: RunFolder, what: Ask, limit_s: float, say: Callable[[str], None]) -> None:
-    """Return when the run has done what was asked. Raises InputError when it has not in `limit_s` seconds.
+def _known(run: RunFolder, found: Mapping[str, Place]) -> dict[str, Place]:
+    """What is known of the jobs of a run. The task of an array has two names, and is here by one of them."""
+    own: dict[int, str] = {}
+    for job in jobs_of(run):
+        if job in found:
+            own.setdefault(id(found[job]), job)
+    return {job: found[job] for job in own.values()}
+
+
+def wait(runs: Sequence[RunFolder], what: Ask, limit_s: float, say: Callable[[str], None]) -> None:
+    """Return when the runs have done what was asked. Raises InputError when one has not in `limit_s` seconds.
 
     `say` hears what is waited for.
     """
     deadline = time.monotonic() + limit_s
-    while reason := _why_not_yet(run, what):
+    while late := _late(runs, what):
+        run, reason = late[0]
         if time.monotonic() > deadline:
+            more = f" (and {len(late) - 1} others)" if len(late) > 1 else ""
             raise InputError(
-                f"{run.root}: after {limit_s / 60:.0f} minutes {reason}; see `ltx-launch logs {run.root}`"
+                f"{run.root}: after {limit_s / 60:.0f} minutes {reason}{more}; see `ltx-launch logs {run.root}`"
             )
-        say(reason)
+        name = f"{run.root.name}: " if len(runs) > 1 else ""
+        say(f"{name}{reason} (step {last_step(run.metrics)})")
         time.sleep(_LOOK_S)
 
 
-def _why_not_yet(run: RunFolder, what: Ask) -> str:
+def _late(runs: Sequence[RunFolder], what: Ask) -> list[tuple[RunFolder, str]]:
+    """The runs that have not done what was asked, and why they have not."""
     if what == "save":
-        return "it has not saved yet" if (run.root / SAVE_NAME).exists() else ""
-    running = [job for job, place in places(jobs_of(run)).items() if place.runs]
-    if running:
-        return f"job {', '.join(running)} still runs"
-    return "a process still trains in it" if is_held(run) else ""
+        return [(run, "it has not saved yet") for run in runs if (run.root / SAVE_NAME).exists()]
+    found, late = places(job for run in runs for job in jobs_of(run)), []
+    for run in runs:
+        running = [job for job, place in _known(run, found).items() if place.runs]
+        if running:
+            late.append((run, f"job {', '.join(running)} still runs"))
+        elif is_held(run):
+            late.append((run, "a process still trains in it"))
+    return late
 
 
 def _of_waiting(job: str, place: Place) -> str:
@@ -79,7 +110,7 @@ def _of_waiting(job: str, place: Place) -> str:
     return f"job {job} waits in the queue{why}: it would only find STOP and end; `scancel {job}` takes it out"
 
 
-def _end(run: RunFolder, known: dict[str, Place]) -> list[str]:
+def _end(run: RunFolder, known: Mapping[str, Place]) -> list[str]:
     """End the jobs of a run, waiting ones too, or its launcher on this machine."""
     told = []
     for job, place in known.items():

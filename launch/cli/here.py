@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.arguments import Config, Overrides, Processes
+
 app = typer.Typer()
 
 
 @app.command("local")
 def local_command(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
-    ] = None,
-    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="processes: one per GPU")] = 1,
+    config: Config,
+    overrides: Overrides = None,
+    processes: Processes = 1,
 ) -> None:
     """Train on this machine."""
     from dist_trainer.config import load

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
+from launch.cli.arguments import Config, Overrides, Processes
 from launch.local import local
 
 app = typer.Typer()
@@ -14,11 +12,9 @@ app = typer.Typer()
 
 @app.command("preflight")
 def preflight_command(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
-    ] = None,
-    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="processes: one per GPU")] = 1,
+    config: Config,
+    overrides: Overrides = None,
+    processes: Processes = 1,
 ) -> None:
     """Try this machine for a run: devices, network, storage, code and data. It trains and records nothing.
 

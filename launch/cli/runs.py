@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.arguments import Overrides
+
 if TYPE_CHECKING:
+    from dist_trainer.rundir import RunFolder
     from launch.stopping import Ask
 
 app = typer.Typer()
 
 _Run = Annotated[Path, typer.Argument(help="a run's folder (its output_dir)")]
+_Swept = Annotated[
+    Path, typer.Argument(metavar="RUN", help="a run's folder (its output_dir), or the folder of a sweep")
+]
 _Runs = Annotated[Path, typer.Argument(help="a run's folder (its output_dir), or one that holds runs")]
 
 
@@ -74,44 +81,41 @@ def logs_command(
 
 @app.command("stop")
 def stop_command(
-    run: _Run,
+    folder: _Swept,
     now: Annotated[bool, typer.Option("--now", help="end it without a save")] = False,
     save: Annotated[bool, typer.Option("--save", help="only save, and go on")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="return when that is done")] = False,
     limit: Annotated[float, typer.Option(min=0, help="minutes to wait at most")] = 30.0,
 ) -> None:
-    """Stop a run for good. It saves first, and is not queued again."""
+    """Stop a run, or all runs of a sweep, for good. It saves first, and is not queued again."""
     from rich.console import Console
 
+    from dist_trainer.stop import STOP_NAME
     from launch import stopping
-    from launch.runs import one_run
+    from launch.runs import one_or_swept
     from launch.tail import last_step
     from shards.errors import InputError
 
     if now and save:
         raise InputError("--now --save: give one of them; without any it saves and stops")
-    folder = one_run(run)
+    runs = one_or_swept(folder)
     what: Ask = "save" if save else "now" if now else "stop"
-    for line in stopping.ask(folder, what):
+    for line in stopping.ask(runs, what):
         print(line, flush=True)
+    if any((run.root / STOP_NAME).exists() for run in runs):
+        print(f"to go on: ltx-launch resume {folder.absolute()}", flush=True)
     if wait:
-        console = Console(file=sys.stderr)
-        with console.status("") as shown:
-            stopping.wait(
-                folder,
-                what,
-                60 * limit,
-                lambda why: shown.update(f"{why} (step {last_step(folder.metrics)})"),
-            )
-        print("saved" if save else f"stopped after step {last_step(folder.metrics)}")
+        with Console(file=sys.stderr).status("") as shown:
+            stopping.wait(runs, what, 60 * limit, shown.update)
+        for run in runs:
+            name = f"{run.root.name}: " if len(runs) > 1 else ""
+            print(f"{name}saved" if save else f"{name}stopped after step {last_step(run.metrics)}")
 
 
 @app.command("resume")
 def resume_command(
-    run: _Run,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")
-    ] = None,
+    folder: _Swept,
+    overrides: Overrides = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, help="hosts; these default to what was asked before")
     ] = None,
@@ -126,15 +130,20 @@ def resume_command(
         int, typer.Option("--processes", "-n", min=1, help="with --local: processes, one per GPU")
     ] = 1,
 ) -> None:
-    """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do."""
-    from launch import resuming
-    from launch.cli.slurm import say_kept_away
-    from launch.resources import gpus
-    from launch.runs import one_run
+    """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do.
 
-    folder = one_run(run)
+    Of a sweep all runs go on that can, each as a job of its own.
+    """
+    from launch import resuming
+    from launch.resources import gpus
+    from launch.runs import one_or_swept
+    from shards.errors import InputError
+
+    runs = one_or_swept(folder)
+    if here and len(runs) > 1:
+        raise InputError(f"{folder}: is a sweep; with --local give one of its runs, as {runs[0].root}")
     if here:
-        raise typer.Exit(resuming.resume_here(folder, processes, overrides or []))
+        raise typer.Exit(resuming.resume_here(runs[0], processes, overrides or []))
     asked = {
         "nodes": nodes, "cpus_per_task": cpus_per_task, "time": time, "partition": partition, "account": account,
         "qos": qos,
@@ -142,13 +151,31 @@ def resume_command(
     if gpus_per_node is not None:
         asked["gpus_per_node"], asked["gpu_type"] = gpus(gpus_per_node)
     changed = {name: value for name, value in asked.items() if value is not None}
-    if not changed and not overrides and (job := resuming.let_wait(folder)):
+    refused = []
+    for run in runs:
+        try:
+            _go_on(run, changed, overrides or [])
+        except InputError as error:
+            refused.append(error)
+            print(f"error: {error}", file=sys.stderr)
+    if len(refused) < len(runs):
+        print(f"watch it:  ltx-launch status {folder}")
+    if refused:
+        raise typer.Exit(2)
+
+
+def _go_on(run: RunFolder, changed: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Queue a run again, or let it wait on where it does."""
+    from launch import resuming
+    from launch.cli.slurm import say_kept_away
+
+    if not changed and not overrides and (job := resuming.let_wait(run)):
         print(f"took STOP away: job {job} waits in the queue, and goes on when its turn comes")
         return
-    told, queued = resuming.resume(folder, changed, overrides or [])
+    told, queued = resuming.resume(run, changed, overrides)
     print(told)
     say_kept_away(queued.run)
-    print(f"job {queued.job}: {queued.run}\nwatch it:  ltx-launch status {queued.run}")
+    print(f"job {queued.job}: {queued.run}", flush=True)
 
 
 @app.command("tensorboard")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.cli.arguments import Config, Overrides
 from launch.resources import Resources, gpus
 from shards.errors import InputError
 
@@ -22,9 +23,6 @@ app = typer.Typer()
 _USUAL_SITE = Path("slurm/site.sh")
 # Exit codes of a task that was killed: Slurm's own where it took too much memory, else 128 and the signal.
 _OUT_OF_MEMORY, _KILLED, _MOST_KILLED = 125, 128, 5
-
-_Config = Annotated[Path, typer.Argument(help="YAML file of the run")]
-_Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")]
 
 
 def _resources(
@@ -82,9 +80,9 @@ def _asking(command: Callable[..., None]) -> Callable[..., None]:
 @app.command("slurm")
 @_asking
 def slurm_command(
-    config: _Config,
+    config: Config,
     resources: Resources,
-    overrides: _Overrides = None,
+    overrides: Overrides = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,VALUE", help="a run for each value; several: for each combination"),
@@ -114,19 +112,19 @@ def slurm_command(
     for one in queued:
         print(f"job {one.job}: {one.run}")
         say_kept_away(one.run)
-    print(_how_to_watch(queued[0].run, queued[0].job))
+    print(_how_to_watch(base.output_dir, queued[0].run, queued[0].job))
 
 
 @app.command("pipeline")
 @_asking
 def pipeline_command(
-    config: _Config,
+    config: Config,
     table: Annotated[
         str, typer.Option(help="CSV, JSON or JSONL of clips and captions, as of `ltx-shards encode`")
     ],
     buckets: Annotated[str, typer.Option(help="sizes to bring clips to, as 768x448x89,512x512x1")],
     resources: Resources,
-    overrides: _Overrides = None,
+    overrides: Overrides = None,
     model: Annotated[
         str | None, typer.Option(help="whose VAE and text encoder encode; default: the config's model")
     ] = None,
@@ -164,7 +162,7 @@ def pipeline_command(
         print(f"{stage.name:<8} {stage.job:<10} {before or '-':<10} {stage.does}")
     train = next(stage for stage in queued if stage.name == "train")
     say_kept_away(resolved.output_dir)
-    print(_how_to_watch(resolved.output_dir, train.job))
+    print(_how_to_watch(resolved.output_dir, resolved.output_dir, train.job))
 
 
 def say_kept_away(run: Path) -> None:
@@ -256,12 +254,13 @@ def _show(order: Order) -> None:
     print(f"\n{script(order)}")
 
 
-def _how_to_watch(run: Path, job: str) -> str:
+def _how_to_watch(queued: Path, first: Path, job: str) -> str:
+    """`queued` is a run or a sweep, whose `first` run is the one to show the logs of."""
     return "\n".join(
         (
-            f"watch it:  ltx-launch status {run}",
-            f"           ltx-launch logs {run}",
+            f"watch it:  ltx-launch status {queued}",
+            f"           ltx-launch logs {first}",
             f"           squeue --jobs={job.partition('_')[0]}",
-            f"stop it:   ltx-launch stop {run}",
+            f"stop it:   ltx-launch stop {queued}",
         )
     )

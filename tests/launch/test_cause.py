@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, write_text
-from launch.cause import ending, mark, srun_log
+from dist_trainer.rundir import RunFolder, append, write_text
+from launch.cause import TOO_EARLY, ending, mark, srun_log
 
 
 @pytest.fixture
@@ -59,6 +59,16 @@ def test_bad_input_that_one_rank_found_counts_whoever_ended_first(run: RunFolder
 def test_a_rank_told_to_stop_comes_back_also_before_it_could_listen(run: RunFolder, how: str) -> None:
     says(run, f"srun: error: node1: task 0: {how}\n", r0="saved after step 4\n")
     assert ending(run, "7", 85).code == 85
+
+
+def test_what_was_told_to_end_before_its_first_step_has_saved_nothing(run: RunFolder) -> None:
+    for step in (0, 4):
+        append(run.jobs, {"event": "began", "job": "7", "step": step})
+        assert ending(run, "7", 85).cause == TOO_EARLY
+        checkpoint = run.checkpoints / f"step_{step + 4:06d}"
+        checkpoint.mkdir(parents=True)
+        write_text(checkpoint / "checkpoint.json", "{}")
+        assert ending(run, "7", 85).cause == "told to end, and saved"
 
 
 def test_a_lost_node_is_named(run: RunFolder) -> None:

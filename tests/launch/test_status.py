@@ -6,12 +6,15 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist_trainer.rundir import RunFolder, append
+from launch.cause import ending
+from launch.requeue import Place
 from launch.runs import runs_of
 from launch.status import Status, statuses
 from shards.errors import InputError
@@ -27,10 +30,9 @@ def record(step: int, **figures: float) -> str:
     return json.dumps({"step": step, **base, **figures}) + "\n"
 
 
-def end(run: Path, code: int, cause: str = "") -> None:
-    append(
-        RunFolder(run).jobs, {"event": "ended", "job": "local", "restart": 0, "code": code, "cause": cause}
-    )
+def end(run: Path, code: int, cause: str = "", **more: Any) -> None:
+    ended = {"event": "ended", "job": "local", "restart": 0, "code": code, "cause": cause}
+    append(RunFolder(run).jobs, {**ended, **more})
 
 
 def hold(run: Path) -> Any:
@@ -63,6 +65,36 @@ def test_speed_and_time_left_are_of_the_last_twenty_steps(run: Path) -> None:
     assert found.eta_s == 20 * 1.5
 
 
+def begin(run: Path, **more: Any) -> None:
+    append(RunFolder(run).jobs, {"event": "began", "job": "7", "restart": 0, "time": time.time(), **more})
+
+
+def slurm_says(monkeypatch: pytest.MonkeyPatch, *known: Place) -> None:
+    """Of job 7."""
+    monkeypatch.setattr("launch.status.places", lambda jobs: dict.fromkeys(jobs, *known) if known else {})
+
+
+def test_figures_are_of_the_last_start_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "DONE").unlink()
+    begin(run, time=time.time() + 5, step=2)
+    slurm_says(monkeypatch, Place("PENDING", "BeginTime"))
+    found = read(run)
+    assert (found.state, found.tokens_per_s, found.step_s, found.eta_s) == ("PENDING", None, None, None)
+    slurm_says(monkeypatch, Place("RUNNING", ""))
+    found = read(run)
+    assert (found.state, found.step, found.tokens_per_s, found.eta_s) == ("RUNNING", STEPS, None, None)
+    assert found.detail == "no step yet since it was started"
+
+    # It goes on after step 2, what came then is taken away; then it trains.
+    begin(run, time=1.0, step=2)
+    slow = record(2, **{"time/step_s": 500.0})
+    (run / "metrics.jsonl").write_text(slow)
+    assert read(run).tokens_per_s is None
+    (run / "metrics.jsonl").write_text(slow + record(3, **{"time/step_s": 2.0}))
+    found = read(run)
+    assert (found.step_s, found.detail) == (2.0, "")
+
+
 def test_a_line_that_is_being_written_is_passed_over(run: Path) -> None:
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(whole + record(STEPS + 1)[:-1])
@@ -86,7 +118,7 @@ def test_looking_leaves_the_folder_free_to_train_in(run: Path) -> None:
     ("code", "cause", "state", "error"),
     [
         (0, "", "ENDED", ""),
-        (85, "told to stop and come back", "SAVED", ""),
+        (85, "told to end, and saved", "SAVED", ""),
         (1, "rank 1 (node2): Killed", "FAILED", "rank 1 (node2): Killed"),
     ],
 )
@@ -95,6 +127,47 @@ def test_how_the_last_start_ended(run: Path, code: int, cause: str, state: str, 
     end(run, code, cause)
     found = read(run)
     assert (found.state, found.detail, found.error) == (state, cause, error)
+
+
+def test_a_run_whose_job_was_cancelled_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "DONE").unlink()
+    begin(run)
+    slurm_says(monkeypatch, Place("CANCELLED", ""))
+    cancelled = ("CANCELLED", "it does not come back; to go on: `ltx-launch resume`")
+    assert (read(run).state, read(run).detail) == cancelled
+    end(run, 85, "told to end, and saved", job="7", why="the job is being cancelled; submit again to go on")
+    assert (read(run).state, read(run).detail) == cancelled
+    slurm_says(monkeypatch)  # which forgets a job after a while
+    found = read(run)
+    assert found.state == "SAVED"
+    assert found.detail == (
+        "told to end, and saved; it does not come back: the job is being cancelled; submit again to go on"
+    )
+
+
+def test_a_run_that_was_to_come_back_and_did_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "DONE").unlink()
+    begin(run)
+    end(run, 85, "told to end, and saved", job="7", again=True, why="it comes back")
+    slurm_says(monkeypatch)
+    assert "was to come back, but nothing is known of its job here; to go on: " in read(run).detail
+    slurm_says(monkeypatch, Place("PREEMPTED", ""))
+    assert "was to come back, but Slurm says PREEMPTED; to go on: " in read(run).detail
+    begin(run, restart=1)
+    assert read(run).state == "PREEMPTED", "how the start before ended does not count"
+
+
+def test_a_start_that_came_to_no_step_is_an_error_while_its_job_waits(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "DONE").unlink()
+    begin(run, step=STEPS)
+    end(run, 85, ending(RunFolder(run), "7", 85).cause, job="7", again=True)
+    slurm_says(monkeypatch, Place("PENDING", "BeginTime"))
+    found = read(run)
+    assert (found.state, found.detail) == ("PENDING", "BeginTime")
+    assert "before its first step" in found.error
+    assert "ask for more" in found.error
 
 
 def test_a_run_that_was_told_to_stop(run: Path) -> None:

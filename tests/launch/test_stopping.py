@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.rundir import RunFolder, append, read_log
 from launch.status import Status, statuses
 from launch.stopping import ask, wait
 from launch.tail import last_step
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.launched import STEPS, ltx_launch
+from tests.support.programs import stand_ins
 from tests.support.runs import ROOT, environment, tiny_config, trained, write_config
 
 pytestmark = pytest.mark.timeout(500)
@@ -86,7 +87,7 @@ def test_a_run_saves_stops_and_goes_on_as_asked(living: Living) -> None:
     assert (found.state, found.checkpoint, found.stop) == ("STOPPED", reached, True)
 
     with pytest.raises(InputError, match="nothing trains in it now"):
-        ask(living.run, "save")
+        list(ask([living.run], "save"))
     gone = ltx_launch("resume", root, "--local", f"optimization.steps={reached + 1}")
     assert gone.returncode == 0, gone.stdout + gone.stderr
     assert f"resuming after step {reached}" in gone.stdout
@@ -107,8 +108,8 @@ def test_waiting_has_a_limit_and_says_for_what(run: Path) -> None:
     (run / "SAVE").touch()
     heard: list[str] = []
     with pytest.raises(InputError, match="after 0 minutes it has not saved yet"):
-        wait(RunFolder(run), "save", 0.5, heard.append)
-    assert heard[0] == "it has not saved yet"
+        wait([RunFolder(run)], "save", 0.5, heard.append)
+    assert heard[0] == f"it has not saved yet (step {STEPS})"
 
 
 def test_stopping_what_does_not_run_says_so(run: Path) -> None:
@@ -126,6 +127,75 @@ def test_a_run_that_is_done_is_not_stopped(run: Path) -> None:
         f"{run}: all {STEPS} steps are done; there is nothing to stop\n",
     )
     assert not (run / "STOP").exists()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a sweep: run 0 trains as a task of array 12, 1 waits, 2 is done; its Slurm is no cluster."""
+    root = tmp_path / "sweep"
+    (root / "snapshots" / "0123456789abcdef").mkdir(parents=True)
+    for number in range(3):
+        run = RunFolder(root / f"seed={number}")
+        run.ranks.mkdir(parents=True)
+        append(run.jobs, {"event": "submitted", "job": f"12_{number}"})
+    append(RunFolder(root / "seed=0").jobs, {"event": "began", "job": "13"})
+    (root / "seed=2" / "DONE").write_text("3\n")
+    said = "echo '12_0|13|RUNNING|None|N/A|N/A|node1'; echo '12_1|12|PENDING|Resources|N/A|N/A|'"
+    stand_ins(tmp_path / "bin", monkeypatch, squeue=said, scancel='echo "$@" >> "$HERE/cancelled"')
+    return root
+
+
+def test_a_sweep_is_stopped_with_all_its_runs(sweep: Path) -> None:
+    one, other, done = (sweep / f"seed={number}" for number in range(3))
+    told = ltx_launch("stop", sweep).stdout.splitlines()
+    assert told[0] == f"seed=0: wrote {one}/STOP; it saves after the step it is in, and stops for good"
+    assert told[1].startswith(
+        f"seed=1: wrote {other}/STOP; nothing trains in it now; job 12_1 waits in the queue"
+    )
+    assert told[2].startswith("seed=2: ")
+    assert "all 3 steps are done" in told[2]
+    assert told[3:] == [f"to go on: ltx-launch resume {sweep}"]
+    assert [(run / "STOP").exists() for run in (one, other, done)] == [True, True, False]
+
+
+def test_jobs_of_a_sweep_are_cancelled_once_each(sweep: Path) -> None:
+    assert ltx_launch("stop", sweep, "--now").returncode == 0
+    assert (sweep.parent / "bin" / "cancelled").read_text() == "12_0\n12_1\n"
+
+
+def test_a_sweep_saves_where_it_trains_and_is_waited_for(sweep: Path) -> None:
+    asked = ltx_launch("stop", sweep, "--save")
+    assert asked.stdout.startswith("seed=0: asked to save")
+    assert (asked.returncode, asked.stderr) == (
+        2,
+        f"error: {sweep}/seed=1: nothing trains in it now, so there is nothing to save\n",
+    )
+    late = ltx_launch("stop", sweep, "--wait", "--limit", "0")
+    assert late.returncode == 2
+    assert f"{sweep}/seed=0: after 0 minutes job 12_0 still runs" in late.stderr
+
+
+def test_runs_that_are_no_sweep_are_not_stopped_together(sweep: Path) -> None:
+    (sweep / "snapshots" / "0123456789abcdef").rmdir()
+    (sweep / "snapshots").rmdir()
+    refused = ltx_launch("stop", sweep)
+    assert refused.stderr == f"error: {sweep}: is neither a run nor a sweep; give one, as {sweep}/seed=0\n"
+    assert not (sweep / "seed=0" / "STOP").exists()
+
+
+def test_all_runs_of_a_sweep_go_on_that_can(sweep: Path) -> None:
+    (sweep / "seed=1" / "STOP").touch()
+    done = ltx_launch("resume", sweep)
+    assert done.returncode == 2, "two of them do not"
+    assert "job 12_1 waits in the queue, and goes on" in done.stdout
+    assert f"watch it:  ltx-launch status {sweep}\n" in done.stdout
+    assert not (sweep / "seed=1" / "STOP").exists()
+    refused = done.stderr.splitlines()
+    assert [line.startswith("error: ") for line in refused] == [True, True]
+    assert "its job 12_0 is running" in refused[0]
+    one = ltx_launch("resume", sweep, "--local")
+    assert one.returncode == 2
+    assert "is a sweep; with --local give one of its runs" in one.stderr
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
