@@ -14,7 +14,7 @@ from submitit.core.utils import DelayedSubmission
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SIGNALS
-from launch.local import end_with_parent
+from launch.session import end_with_parent
 from launch.snapshot import CONFIG_NAME
 from launch.supervisor import supervise
 

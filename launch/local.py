@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -18,14 +17,13 @@ from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.after import Verdict, ended
 from launch.cause import ending, mark
-from launch.logs import Tail
 from launch.runs import is_held
+from launch.session import end_with_parent
+from launch.tail import Tail
 from shards.errors import InputError
 
 _GRACE_S = 15.0
 _JOB, _INTERRUPTED = "local", 128 + signal.SIGINT
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFolder) -> int:
@@ -126,11 +124,6 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     }
     # One thread, as torchrun: without it every process starts a thread per core.
     return {"OMP_NUM_THREADS": "1", **os.environ, **{key: str(value) for key, value in place.items()}}
-
-
-def end_with_parent() -> None:
-    """In a new process: let the kernel stop it when its launcher is killed, which could not do so itself."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

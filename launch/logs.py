@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dist_trainer.rundir import RunFolder
+from launch.tail import Tail
 from shards.errors import InputError
 
 _LOOK_S, _BLOCK_BYTES = 0.5, 1 << 16
@@ -55,26 +56,6 @@ def errors(run: RunFolder, job: str | None = None) -> Iterator[str]:
             for line in log:
                 if line.startswith("error:"):
                     yield f"rank {path.stem.rpartition('_')[2]}: {line.rstrip()}"
-
-
-class Tail:
-    """A log from some point on, as it grows."""
-
-    def __init__(self, path: Path, start: int = 0) -> None:
-        self.path, self._at = path, start
-
-    def read(self, rest: bool = False) -> str:
-        """What came since: whole lines (those of a progress bar too), or also the `rest` that may still grow."""
-        try:
-            with self.path.open("rb") as log:
-                log.seek(self._at)
-                data = log.read()
-        except OSError:
-            return ""
-        if not rest:
-            data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
-        self._at += len(data)
-        return data.decode(errors="replace")
 
 
 def follow(run: RunFolder, rank: int, job: str | None, lines: int, say: Callable[[str], None]) -> None:

@@ -6,11 +6,10 @@ import fcntl
 from pathlib import Path
 
 from dist_trainer.rundir import RunFolder, read_log
-from launch.snapshot import CONFIG_NAME
+from launch.snapshot import CONFIG_NAME, SNAPSHOTS
 from shards.errors import InputError
 
 LOCAL = "local"
-_SNAPSHOTS = "snapshots"
 
 
 def is_run(folder: Path) -> bool:
@@ -51,7 +50,7 @@ def one_or_swept(folder: Path) -> list[RunFolder]:
     if is_run(folder):
         return [one_run(folder)]
     found = runs_of(folder)
-    if not (folder / _SNAPSHOTS).is_dir():
+    if not (folder / SNAPSHOTS).is_dir():
         raise InputError(f"{folder}: is neither a run nor a sweep; give one, as {found[0]}")
     return [RunFolder(path.absolute()) for path in found if path.parent == folder]
 
@@ -80,5 +79,5 @@ def settings_of(run: RunFolder) -> Path | None:
     """The resolved config of a run, also of one that is queued and has not begun."""
     if run.config.is_file():
         return run.config
-    kept = [path for path in (run.root / _SNAPSHOTS).glob(f"*/{CONFIG_NAME}") if path.is_file()]
+    kept = [path for path in (run.root / SNAPSHOTS).glob(f"*/{CONFIG_NAME}") if path.is_file()]
     return max(kept, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,7 +1,8 @@
-"""A command and every process that it starts, however deep: a session of its own, which ends as one."""
+"""Processes that end with whoever started them; a command with all that it starts is a session of its own."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import NoReturn
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _GRACE_S = 40.0  # DeepSpeed's launcher gives its ranks 30 s to save
 _LOOK_S = 0.1
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 def run(command: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -44,6 +47,11 @@ def started(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[subp
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """In a new process: let the kernel stop it when its launcher is killed, which could not do so itself."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def send(session: int, number: int) -> bool:

@@ -27,8 +27,8 @@ from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
 from launch.after import Verdict, after, began, ended, health_of, refusal, start_of
 from launch.cause import Ending, ending, mark_log
-from launch.local import end_with_parent
 from launch.requeue import keep_away, queued_as
+from launch.session import end_with_parent
 from launch.snapshot import CONFIG_NAME
 from launch.squeue import places
 from shards.errors import InputError

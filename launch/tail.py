@@ -1,4 +1,4 @@
-"""The end of a log that may be long, and may be written at this moment."""
+"""The end of a log that may be long, and may be written at this moment; and what comes after it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,23 @@ def last_step(metrics: Path) -> int:
     """The last step that was trained; 0 before the first."""
     recent = recent_steps(metrics, 1)
     return int(recent[-1]["step"]) if recent else 0
+
+
+class Tail:
+    """A log from some point on, as it grows."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.path, self._at = path, start
+
+    def read(self, rest: bool = False) -> str:
+        """What came since: whole lines (those of a progress bar too), or also the `rest` that may still grow."""
+        try:
+            with self.path.open("rb") as log:
+                log.seek(self._at)
+                data = log.read()
+        except OSError:
+            return ""
+        if not rest:
+            data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
+        self._at += len(data)
+        return data.decode(errors="replace")
