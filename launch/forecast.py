@@ -69,9 +69,10 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     state = run_state(config, dataset, World(0, ranks, 0), before)
     if before:
         folder.check_same(before, state)
+    _check_engine(config)
+    # From here on a hub may be asked.
     _check_vae(config, dataset)
     planned = make_plan(config, dataset, state)
-    _check_engine(config)
     _check_model(config)
     done = folder.steps_done()
     finished = f"all {done} steps are done; raise optimization.steps to go on"
