@@ -79,8 +79,9 @@ def _rows(status: Status) -> list[tuple[str, str]]:
 def _job(status: Status) -> str:
     if not status.job:
         return ""
-    name = "on this machine" if status.job == LOCAL else status.job
-    return name + (f", queued again {status.restarts} times" if status.restarts else "")
+    if status.job == LOCAL:
+        return "on this machine"
+    return status.job + (f", queued again {status.restarts} times" if status.restarts else "")
 
 
 def _step(status: Status) -> str:
