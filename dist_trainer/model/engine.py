@@ -126,7 +126,11 @@ class Engine:
         if not self._is_plain:
             # DeepSpeed's optimizers look at the norm themselves, and leave the update out.
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+            norm = float(self._engine.get_global_grad_norm())
+            if not math.isfinite(norm):
+                # With optimizer offload, stages 1 and 2 keep the sums of the step left out, to add the next one to.
+                getattr(self._engine.optimizer, "averaged_gradients", {}).clear()
+            return norm
         norm = self._plain_norm()
         if not math.isfinite(norm):
             # To DeepSpeed it is then a micro-step, after which there is no update.
