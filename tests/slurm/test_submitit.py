@@ -21,7 +21,7 @@ from shards.dataset.opened import Dataset
 from tests.support import forked
 from tests.support.audit import assert_same_run
 from tests.support.queueing import ltx_launch_on
-from tests.support.runs import ROOT, tiny_config, write_config
+from tests.support.runs import ONE_PACK, ROOT, tiny_config, write_config
 from tests.support.slurm import Cluster
 
 STEPS, INTERVAL, FEW, ENDLESS = 80, 30, 6, 10**6
@@ -61,7 +61,7 @@ class Run:
         assert began(), self.told()
         before = self.steps()
         trained = lambda: self.steps() >= before + more_steps  # noqa: E731
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not trained():
             assert time.monotonic() < deadline, self.told()
             time.sleep(0.02)
@@ -95,13 +95,13 @@ class Queued:
                 "checkpoints": {"interval": INTERVAL},
                 "health": {"preflight": False},
                 "seed": 7,
+                **ONE_PACK,
             }
             return write_config(root / f"{name}.yaml", tiny_config(model, data, root / name, **blocks))
 
         def words(name: str, steps: int, *more: str) -> list[str]:
             return [str(config(name, steps)), "--gpus-per-node=0", "--cpus-per-task=1", *more]
 
-        forked.train(2, config("whole", STEPS), root / "whole_logs")
         here = "--exclude=node[3-4]"
         queued = launch(
             slurm,
@@ -109,7 +109,7 @@ class Queued:
             [
                 words("sweep", FEW, "--nodes=2", here, "--sweep=optimization.learning_rate=1e-3,2e-3"),
                 words("short", ENDLESS, "--time=2", "--lead=30", here),
-                words("cancelled", STEPS, here),
+                words("cancelled", ENDLESS, here),
                 words(
                     "disturbed", STEPS, "--nodes=2", "--partition=preempt", "--exclude=node1", "--sbatch=hold"
                 ),
@@ -118,7 +118,10 @@ class Queued:
         *self.sweep, self.short, self.cancelled, self.disturbed = (
             Run(slurm, run, job) for job, run in queued
         )
-        self.short_is_over = ThreadPoolExecutor(1).submit(self._stop_short)
+        beside = ThreadPoolExecutor(2)
+        self.short_is_over = beside.submit(self._stop_short)
+        whole, logs = config("whole", STEPS), root / "whole_logs"
+        self.whole_is_trained = beside.submit(forked.train, 2, whole, logs, timeout_s=240)
 
     def _stop_short(self) -> str:
         """Tell the run of the short limit to stop for good, once it has come back."""
@@ -150,19 +153,16 @@ def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_
     run.until(1)
     bad = run.events("began")[-1]["nodes"][0]
     append(RunFolder(run.folder).bad_nodes, {"job": run.job, "restart": 0, "host": bad, "cause": "test"})
-    slurm.call("scancel", "--signal=USR2", run.job)
+    slurm.call("scancel", "--signal=TERM", run.job)
 
     run.until(2)
     assert bad not in run.events("began")[-1]["nodes"]
-    slurm.call("scancel", "--signal=TERM", run.job)
-
-    run.until(3)
     run.kill(1)
 
-    run.until(4)
+    run.until(3)
     run.kill(0, supervisor=True)
 
-    run.until(5)
+    run.until(4)
     nodes = ",".join(run.events("began")[-1]["nodes"])
     other = slurm.submit(
         "--exclusive",
@@ -172,7 +172,7 @@ def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_
         "--wrap=true",
         cwd=run.folder,
     )
-    run.until(6)
+    run.until(5)
     assert slurm.wait(other, *ENDED) == "COMPLETED"
     node = run.events("began")[-1]["nodes"][-1]
     slurm.kill_node(node)
@@ -180,11 +180,14 @@ def test_a_run_goes_on_after_everything_that_can_happen_to_it_and_nothing_shows_
 
     assert run.ends() == "COMPLETED", run.told()
     ends = {one["restart"]: one for one in run.events("ended")}
-    assert [ends[start]["code"] for start in (0, 1, 4, 6)] == [85, 85, 85, 0], run.told()
-    # Saved when asked: nothing is trained twice.
-    assert all(ends[start]["step"] == ends[start]["reached"] for start in (0, 1, 4))
-    assert re.fullmatch(r"rank 1 \(node\d\): killed by SIGKILL", ends[2]["cause"])
-    assert ends[3]["code"] == 137
+    assert [ends[start]["code"] for start in (0, 3, 5)] == [85, 85, 0], run.told()
+    # Saved when asked, by TERM and by what a job is told that gives way: nothing is trained twice.
+    assert all(ends[start]["step"] == ends[start]["reached"] for start in (0, 3))
+    assert "SIGTERM came" in run.told()
+    assert "SIGUSR2 came" in run.told()
+    assert re.fullmatch(r"rank 1 \(node\d\): killed by SIGKILL", ends[1]["cause"])
+    assert ends[2]["code"] == 137
+    queued.whole_is_trained.result()
     assert_same_run(run.folder, queued.whole)
 
 
