@@ -13,7 +13,7 @@ from dist_trainer.feed.conditioning import Recipe
 from dist_trainer.feed.data import make_plan
 from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.deepspeed_config import deepspeed_config
-from dist_trainer.model.engine import Engine, check_settings
+from dist_trainer.model.engine import Engine
 from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.model import load_transformer
 from dist_trainer.model.optim import make_optimizer
@@ -68,7 +68,6 @@ def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
 def build_engine(config: RunConfig, world: World) -> Engine:
     """The model, with its adapter in lora mode, in the engine."""
     ds_config = deepspeed_config(config, world.device.type == "cuda")
-    check_settings(ds_config)
     model = load_transformer(config.model.model_source, dtype_of(config), ds_config, world.rank)
     if config.model.training_mode == "lora":
         assert config.lora is not None, "the config's rules require a lora block in lora mode"

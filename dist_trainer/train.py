@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,27 +21,29 @@ from dist_trainer.checkpoints.due import expect_saves, save_as_asked
 from dist_trainer.checkpoints.resume import resume
 from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
-from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.dist import Gathering
 from dist_trainer.export import export
 from dist_trainer.feed.data import open_data, run_state
 from dist_trainer.feed.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
-from dist_trainer.model.engine import Engine
+from dist_trainer.model.deepspeed_config import deepspeed_config
+from dist_trainer.model.engine import Engine, check_settings
 from dist_trainer.model.family import vae_of
 from dist_trainer.output import print_on
 from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
-from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.rundir import RunFolder, RunState, write_text
 from dist_trainer.schedule import lr_at
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
 from dist_trainer.watch import progress
-from dist_trainer.watch.failure import BEFORE_START_S, fail
+from dist_trainer.watch.failure import fail
 from dist_trainer.watch.watch import Watch
-from dist_trainer.world import World, discover, presumed
+from dist_trainer.world import World, discover
+from shards.dataset.opened import Dataset
 from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
@@ -54,21 +58,17 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     Returns NONE when all steps are done, else why it stopped before.
     """
     folder = RunFolder(Path(config.output_dir))
-    dataset = open_data(config)
-    before = folder.read_state()
-    state = run_state(config, dataset, world, before)
-    if before:
-        folder.check_same(before, state)
-    check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
-    data = build_data(config, dataset, state)
-    agree(data, gathering)
-    announce(config, data, world)
-    progress.doing("loading the model")
-    engine = build_engine(config, world)
-    steps = config.optimization.steps
+    dataset, state = look_here(config, folder, gathering)
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(folder.hold(folder.follows(os.environ)))
+        check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
+        data = build_data(config, dataset, state)
+        agree(data, gathering)
+        announce(config, data, world)
+        progress.doing("loading the model")
+        engine = build_engine(config, world)
+        steps = config.optimization.steps
         progress.doing("reading the checkpoint")
         start = resume(engine, folder, gathering)
         expect_saves(requests, folder, world)
@@ -76,7 +76,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
         if world.is_main:
             folder.done.unlink(missing_ok=True)
-            folder.begin(before or state, dump(config))
+            folder.begin(state, dump(config))
         gathering.meet("run folder")
         if not folder.appears():
             raise InputError(
@@ -108,6 +108,22 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
     gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
     return wish
+
+
+def look_here(config: RunConfig, folder: RunFolder, gathering: Gathering) -> tuple[Dataset, RunState]:
+    """The dataset, and what the run fixes or has fixed.
+
+    Raises InputError for what can be refused before a hub is asked, which may take its time, or a model is loaded.
+    """
+    world, dataset = gathering.world, open_data(config)
+    # One rank reads it: to another host's file system it may be too new.
+    read = folder.read_state() if world.is_main else None
+    shared = json.loads(gathering.share("state of the run", json.dumps(read and asdict(read))))
+    before = RunState(**shared) if shared else None
+    state = run_state(config, dataset, world, before)
+    if before:
+        folder.check_same(before, state)
+    return dataset, before or state
 
 
 def open_events(
@@ -201,16 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--local_rank", type=int, default=None, help="set by the deepspeed launcher; not needed"
     )
     parsed = parser.parse_args(arguments)
-    world, gathering, watch = presumed(os.environ), None, None
+    world = gathering = watch = None
     try:
         world = discover(os.environ)
-        try:
-            config = load(parsed.config, parsed.overrides)
-        except InputError:
-            # Ranks that could read theirs hear of it, instead of waiting for this one.
-            with suppress(MissingRanks, InputError):
-                gathering = dist.connect(world, BEFORE_START_S)
-            raise
+        config = load(parsed.config, parsed.overrides)
+        check_settings(deepspeed_config(config, on_gpu=False))
         requests = Requests(Path(config.output_dir), world.is_main, ends_at(os.environ))
         with requests.listening():
             gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)

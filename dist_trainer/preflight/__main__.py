@@ -6,19 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from dist_trainer import dist
 from dist_trainer.config import load
-from dist_trainer.dist import MissingRanks
 from dist_trainer.preflight.report import show
 from dist_trainer.preflight.trial import LIMIT_S, NETWORK_S, alone, together
-from dist_trainer.watch.failure import BEFORE_START_S, fail
-from dist_trainer.world import discover, presumed
-from shards.errors import InputError
+from dist_trainer.watch.failure import fail
+from dist_trainer.world import discover
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,16 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=float, help="seconds that each part may take")
     parsed = parser.parse_args(arguments)
-    world, gathering = presumed(os.environ), None
+    world = gathering = None
     try:
         world = discover(os.environ)
-        try:
-            config = load(parsed.config, parsed.overrides)
-        except InputError:
-            # The others hear of it, instead of waiting for this rank.
-            with suppress(MissingRanks, InputError):
-                gathering = dist.connect(world, BEFORE_START_S)
-            raise
+        config = load(parsed.config, parsed.overrides)
         gathering = dist.connect(world, config.deepspeed.timeout_minutes * 60)
         trial = alone(config, gathering, parsed.limit or LIMIT_S, recording=False)
         dist.start(gathering)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
 from dist_trainer import dist
 from dist_trainer.dist import Gathering, MissingRanks
@@ -12,18 +14,28 @@ from dist_trainer.preflight.finding import PreflightFailed
 from dist_trainer.rundir import StillHeld
 from dist_trainer.stop import SIGNALS
 from dist_trainer.watch.watch import Watch
-from dist_trainer.world import World
+from dist_trainer.world import World, presumed
 from shards.errors import InputError, ShardError
 
 _FORESEEN = (InputError, ShardError, MissingRanks, PreflightFailed, StillHeld)
 # Seconds that rank 0 waits for the others to report their end. Until torch.distributed starts, all that come will.
-BEFORE_START_S, _AFTER_START_S = 30.0, 5.0
+_BEFORE_START_S, _AFTER_START_S = 30.0, 5.0
 _TO_SPEAK_S = 20.0  # to find out who is gone, and to say so
 
 
-def fail(error: Exception, world: World, gathering: Gathering | None, watch: Watch | None = None) -> int:
-    """Explain an error once over all ranks: the first rank to fail speaks, the others only say that they end."""
+def fail(
+    error: Exception, world: World | None, gathering: Gathering | None, watch: Watch | None = None
+) -> int:
+    """Explain an error once over all ranks: the first rank to fail speaks, the others only say that they end.
+
+    `world`: None where the environment does not tell this rank's place.
+    """
     code = 2 if isinstance(error, InputError) else 1
+    if world and not gathering and code == 2:
+        # Ranks that found nothing wrong hear of it, instead of waiting for this one.
+        with suppress(MissingRanks, InputError):
+            gathering = dist.connect(world, _BEFORE_START_S)
+    world = world or presumed(os.environ)
     for number in SIGNALS:
         # srun tells all to end when the first has: neither the word of this one nor its code may be lost by that.
         signal.signal(number, signal.SIG_IGN)
@@ -32,7 +44,7 @@ def fail(error: Exception, world: World, gathering: Gathering | None, watch: Wat
         if world.is_main or (isinstance(error, MissingRanks) and world.rank == 1):
             _tell(f"error: {_explained(error)}")
         return code
-    lingers_s = _AFTER_START_S if dist.started() or code != 2 else BEFORE_START_S
+    lingers_s = _AFTER_START_S if dist.started() or code != 2 else _BEFORE_START_S
     if watch:
         watch.main_ends(lingers_s + _TO_SPEAK_S)
     known = gathering.first_to_fail()

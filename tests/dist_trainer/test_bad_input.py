@@ -35,6 +35,7 @@ def bench(tmp_path: Path, model_folder: Path, paired_dataset: Dataset) -> Bench:
     return Bench(tmp_path, model_folder, paired_dataset)
 
 
+HUB = {"model": {"model_source": "nobody/nothing"}}
 CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"optimization": {"learning_rat": 1.0}},
@@ -49,7 +50,11 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
         {"deepspeed": {"config": {"fp16": {"enabled": True}}}},
         ["deepspeed.config.fp16", "mixed_precision_mode"],
     ),
-    ({"deepspeed": {"config": {"zero_optimization": {"wrong": 1}}}}, ["deepspeed.config", "wrong = 1"]),
+    # What is here is looked at before a hub is asked.
+    (
+        {**HUB, "deepspeed": {"config": {"zero_optimization": {"wrong": 1}}}},
+        ["deepspeed.config", "wrong = 1"],
+    ),
     (
         {"deepspeed": {"config": {"zero_optimization": {"overlap_comm": "maybe"}}}},
         ["deepspeed.config", "overlap_comm = 'maybe'", "boolean"],
@@ -63,10 +68,7 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
         ["model.model_source = 'LTXV_2B_0.9.55'", "LTXV_2B_0.9.5?"],
     ),
     ({"model": {"model_source": "/no/such"}}, ["model.model_source: /no/such: no such folder"]),
-    (
-        {"model": {"model_source": "nobody/nothing"}},
-        ["nobody/nothing: no such local folder, and transformer/config.json cannot be had"],
-    ),
+    (HUB, ["nobody/nothing: no such local folder, and transformer/config.json cannot be had"]),
     ({"data": {"preprocessed_data_root": "/no/such"}}, ["dataset folder /no/such does not exist"]),
     (
         {"batching": {"max_tokens_per_pack": 20}},

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_trainer.rundir import LineLog, RunFolder, RunState, StillHeld, append
+from shards.dataset.opened import Dataset
 from shards.errors import InputError
+from tests.support.bench import Bench, assert_refused
 
 STATE = RunState(
     seed=42,
@@ -164,6 +166,15 @@ def test_a_folder_is_held_by_one_launch_at_a_time(tmp_path: Path) -> None:
         pass
     with folder.hold():
         pass
+
+
+def test_that_another_launch_trains_in_a_folder_is_heard_before_a_hub_is_asked(
+    tmp_path: Path, model_folder: Path, paired_dataset: Dataset
+) -> None:
+    bench = Bench(tmp_path, model_folder, paired_dataset)
+    with RunFolder(bench.output).hold():
+        ended = bench.run(blocks={"model": {"model_source": "nobody/nothing"}})
+    assert_refused(ended, "another launch is training in this folder")
 
 
 def test_who_looks_for_a_moment_whether_a_folder_is_held_ends_no_launch(tmp_path: Path) -> None:

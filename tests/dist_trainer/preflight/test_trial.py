@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.config import load
+from dist_trainer.config import RunConfig, load
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.preflight.code import ROOT
 from dist_trainer.preflight.trial import alone
@@ -91,6 +91,24 @@ def test_what_all_nodes_miss_is_bad_input_and_no_nodes_fault(nodes: Nodes) -> No
     assert_refused(ended, "error: data.preprocessed_data_root: dataset folder /nowhere does not exist")
     assert ended.codes == [2, 2]
     assert not nodes.output.exists()
+
+
+def test_a_hub_is_asked_after_what_is_here_was_looked_at(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of a checkpoint is told by the model's config.json, which may be on a hub."""
+    asked: list[str] = []
+
+    def room(config: RunConfig) -> dict[str, int]:
+        asked.append(config.data.preprocessed_data_root)
+        return {"one": 1, "all": 1, "free": 2}
+
+    monkeypatch.setattr("dist_trainer.preflight.room.room", room)
+    for root in ("/nowhere", str(nodes.dataset.root)):
+        config = load(nodes.root / "config.yaml", [f"data.preprocessed_data_root={root}"])
+        _, gatherings = over_tcp(1)
+        at_once(lambda gathering, config=config: alone(config, gathering), gatherings)
+    assert asked == [str(nodes.dataset.root)]
 
 
 def test_where_each_node_has_a_fault_of_its_own_none_is_recorded(nodes: Nodes) -> None:
