@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,17 @@ import pytest
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
 from shards.dataset.opened import Dataset
+from tests.support import slurm as slurms
+from tests.support import ssh
 from tests.support.audit import assert_same_run
 from tests.support.forked import train
-from tests.support.runs import ROOT, environment, free_port, tiny_config, write_config
+from tests.support.runs import ONE_PACK, ROOT, environment, free_port, tiny_config, write_config
 from tests.support.slurm import Cluster
-from tests.support.ssh import Hosts, hosts, missing
 
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 STEPS, INTERVAL = 1000, 8
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
-_START_S, _END_S, _LEAVE_S = 150.0, 120.0, 60.0
+_START_S, _END_S, _LEAVE_S = 240.0, 180.0, 60.0
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -71,6 +73,7 @@ class Run:
             "optimization": {"steps": steps, "learning_rate": 1e-3},
             "checkpoints": {"interval": INTERVAL},
             "health": {"preflight": False},
+            **ONE_PACK,
             **more,
         }
         described = tiny_config(self._model, self._data, self.root / name, **blocks)
@@ -79,9 +82,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a launch over ssh ended: its exit code, what it printed, the steps trained, the newest checkpoint's step, and
-    what was left running on each host."""
+    """How a launch of a run over ssh ended: its exit code, what it printed, the steps trained, the newest checkpoint's
+    step, and what was left running on each host."""
 
+    run: Run
     code: int
     printed: str
     steps: int
@@ -92,7 +96,7 @@ class Launch:
 class OverSsh:
     """`deepspeed --hostfile` on two hosts with one rank each."""
 
-    def __init__(self, there: Hosts, run: Run) -> None:
+    def __init__(self, there: ssh.Hosts, run: Run) -> None:
         self.hosts, self.run = there, run
         self._hostfile = run.root / "hosts.txt"
         self._hostfile.write_text("".join(f"{name} slots=1\n" for name in there.names))
@@ -115,7 +119,7 @@ class OverSsh:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
         left = self._left()
-        return Launch(code, output.read_text(), self.run.steps, self.run.saved, left)
+        return Launch(self.run, code, output.read_text(), self.run.steps, self.run.saved, left)
 
     def rank(self, host: str) -> int:
         """Process id of the rank on a host."""
@@ -134,33 +138,43 @@ class OverSsh:
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def run_over_ssh(
-    model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    if reason := missing():
-        pytest.skip(reason)
-    return Run(tmp_path_factory.mktemp("ssh"), model_folder, Path(paired_dataset.root))
-
-
-@pytest.fixture(scope="module")
-def run_under_srun(
-    model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    return Run(tmp_path_factory.mktemp("srun"), model_folder, Path(paired_dataset.root))
-
-
-@pytest.fixture(scope="module")
-def launches(run_over_ssh: Run) -> dict[str, Launch]:
+def launch_over_ssh(run: Run) -> dict[str, Launch]:
     """Three launches of one run: a rank is killed, the launcher is told to end, the run is told to stop."""
-    run = run_over_ssh
-    with hosts(run.root / "hosts", "host1", "host2") as there:
-        ssh = OverSsh(there, run)
+    with ssh.hosts(run.root / "hosts", "host1", "host2") as there:
+        over = OverSsh(there, run)
         return {
-            "killed": ssh.launch(lambda process: os.kill(ssh.rank("host2"), signal.SIGKILL)),
-            "told": ssh.launch(lambda process: process.terminate()),
-            "stopped": ssh.launch(lambda process: (run.folder / "STOP").touch()),
+            "killed": over.launch(lambda process: os.kill(over.rank("host2"), signal.SIGKILL)),
+            "told": over.launch(lambda process: process.terminate()),
+            "stopped": over.launch(lambda process: (run.folder / "STOP").touch()),
         }
+
+
+@pytest.fixture(scope="module")
+def ways(
+    model_folder: Path,
+    paired_dataset: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[dict[str, Future[Any]]]:
+    """Both ways at once, where this machine has what they need: launchers wait for each other a good deal."""
+
+    def run(name: str) -> Run:
+        return Run(tmp_path_factory.mktemp(name), model_folder, Path(paired_dataset.root))
+
+    begun: dict[str, Future[Any]] = {}
+    with ThreadPoolExecutor(2) as pool:
+        if not ssh.missing():
+            begun["ssh"] = pool.submit(launch_over_ssh, run("ssh"))
+        if not slurms.missing():
+            begun["srun"] = pool.submit(launch_under_srun, request.getfixturevalue("slurm"), run("srun"))
+        yield begun
+
+
+@pytest.fixture(scope="module")
+def launches(ways: dict[str, Future[dict[str, Launch]]]) -> dict[str, Launch]:
+    if reason := ssh.missing():
+        pytest.skip(reason)
+    return ways["ssh"].result()
 
 
 def test_over_ssh_a_killed_rank_ends_all_hosts_and_is_named(launches: dict[str, Launch]) -> None:
@@ -184,8 +198,9 @@ def test_over_ssh_a_file_stops_the_run_cleanly(launches: dict[str, Launch]) -> N
     assert not any(stopped.left.values()), stopped.left
 
 
-def test_over_ssh_nothing_of_it_shows(run_over_ssh: Run, launches: dict[str, Launch]) -> None:
-    run_over_ssh.assert_same_as_undisturbed(launches["stopped"].saved)
+def test_over_ssh_nothing_of_it_shows(launches: dict[str, Launch]) -> None:
+    stopped = launches["stopped"]
+    stopped.run.assert_same_as_undisturbed(stopped.saved)
 
 
 class UnderSrun:
@@ -227,10 +242,9 @@ class UnderSrun:
         return found
 
 
-@pytest.fixture(scope="module")
-def job(slurm: Cluster, run_under_srun: Run) -> UnderSrun:
+def launch_under_srun(slurm: Cluster, run: Run) -> UnderSrun:
     """Three starts of one job: a rank is killed, the job is told to save, the run is told to stop."""
-    made = UnderSrun(slurm, run_under_srun)
+    made = UnderSrun(slurm, run)
     made.until_trains()
     for rank in made.processes("RANK=1"):
         os.kill(rank, signal.SIGKILL)
@@ -240,9 +254,14 @@ def job(slurm: Cluster, run_under_srun: Run) -> UnderSrun:
     slurm.call("scancel", "--signal=USR2", made.job)
     made.until_ends(2)
     made.until_trains()
-    (run_under_srun.folder / "STOP").touch()
+    (run.folder / "STOP").touch()
     assert slurm.wait(made.job, *ENDED, limit=_END_S) == "COMPLETED", made.printed()
     return made
+
+
+@pytest.fixture(scope="module")
+def job(slurm: Cluster, ways: dict[str, Future[UnderSrun]]) -> UnderSrun:
+    return ways["srun"].result()
 
 
 def test_under_srun_a_killed_rank_ends_the_launchers_and_the_job_comes_back(job: UnderSrun) -> None:
