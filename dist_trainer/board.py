@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from dist_trainer.metrics import StepMetrics
+from dist_trainer.moving import animated
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
 from dist_trainer.skipped import LOSS, Skipped
@@ -35,6 +39,24 @@ class Board:
         """Show a text (Markdown code block) in TensorBoard."""
         if self._writer:
             self._writer.add_text(name, f"```\n{content}\n```", 0)
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show figures by TensorBoard name that are not of every step, such as those of a validation."""
+        if self._writer:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
+        """Show a video uint8 [F,H,W,3], RGB, of `fps` frames per second, as a picture that moves."""
+        if self._writer:
+            moving = animated(frames, fps)
+            image = Summary.Image(
+                height=moving.height, width=moving.width, colorspace=3, encoded_image_string=moving.data
+            )
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            self._writer._get_file_writer().add_summary(summary, step)
+            self._writer.flush()
 
     def step(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""

@@ -25,15 +25,18 @@ from shards.plan import Plan
 
 @dataclass(frozen=True)
 class Events:
-    """What happens around a step: its learning rate, who is told when it is done, who saves.
+    """What happens around a step: its learning rate, who is told when it is done, who saves, who looks at the model.
 
-    `on_save` gets what is asked, and returns what is asked when it has ended; alike on every rank.
-    `steps` is the last step of the run.
+    `on_save` gets what is asked, and returns what is asked when it has ended; alike on every rank. So does
+    `on_validate`, which comes after it, and before the first step. `start` is the step the run goes on from, `steps`
+    the last one.
     """
 
     learning_rate: Callable[[int], float]
     on_step: Callable[[StepMetrics], None]
     on_save: Callable[[int, Wish], Wish]
+    on_validate: Callable[[int], Wish]
+    start: int
     steps: int
 
 
@@ -57,6 +60,8 @@ def train(
     has met more damaged samples than it may, or skipped more steps one after the other.
     """
     requests.begin()
+    if (wish := events.on_validate(events.start)) >= Wish.COME_BACK:
+        return wish
     began = time.perf_counter()
     waited = 0.0
     sums: StepSums | None = None
@@ -88,9 +93,11 @@ def train(
         skips.check()
         requests.stepped(elapsed)
         wish = events.on_save(step.index + 1, reduced.wish)
-        began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
         if wish >= Wish.COME_BACK and step.index + 1 < events.steps:
             return wish
+        if (wish := events.on_validate(step.index + 1)) >= Wish.COME_BACK:
+            return wish
+        began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
     return Wish.NONE
 
 

@@ -93,7 +93,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
         fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
 
-        events = open_events(config, engine, folder, board, requests, gathering)
+        events = open_events(config, engine, folder, board, requests, gathering, start)
         manifest = dataset.manifest
         dtype = dtype_of(config)
         wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, dtype)
@@ -117,8 +117,9 @@ def open_events(
     board: Board | None,
     requests: Requests,
     gathering: Gathering,
+    start: int,
 ) -> Events:
-    """What happens around the steps of a run."""
+    """What happens around the steps of a run that goes on from step `start`."""
 
     def sync_logs() -> None:
         if board:
@@ -131,6 +132,8 @@ def open_events(
         learning_rate=lambda step: lr_at(step, config.optimization),
         on_step=board.step if board else _ignore,
         on_save=save,
+        on_validate=lambda step: Wish.NONE,
+        start=start,
         steps=config.optimization.steps,
     )
 

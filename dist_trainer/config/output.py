@@ -27,6 +27,9 @@ class ValidationConfig(Block):
     video_dims: tuple[_Size, _Size, _Size] = Field(
         default=(704, 480, 161), description="Width and height in pixels, and frames."
     )
+    frame_rate: float = Field(
+        default=25.0, gt=0.0, description="Frames per second that the model is told, and of the files."
+    )
     seed: int = Field(default=42, ge=0, description="Seed of the sample videos' noise.")
     inference_steps: int = Field(default=50, gt=0, description="Denoising steps.")
     interval: int | None = Field(default=100, gt=0, description="Steps between validations; null: none.")

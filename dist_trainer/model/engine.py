@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,16 @@ class Engine:
     def forward(self, *inputs: Any) -> torch.Tensor:
         """The packed forward of the model."""
         return self._engine(*inputs)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it, `forward` is for looking only: no gradients, no dropout. All ranks enter and leave together."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Back-propagate one micro-step; `last` says that it is the step's last. Every rank must agree on it.
