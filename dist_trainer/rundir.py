@@ -65,6 +65,16 @@ class RunFolder:
         return self.root / "exports"
 
     @property
+    def prompts(self) -> Path:
+        """Folder of what sample videos are made from, encoded."""
+        return self.root / "validation"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the sample videos, a folder for each step in it."""
+        return self.root / "samples"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of the TensorBoard events."""
         return self.root / "tensorboard"
