@@ -46,7 +46,7 @@ def export_command(
     """Write a checkpoint's weights as files that diffusers opens."""
     import torch
 
-    from dist_trainer.export import export
+    from dist_trainer.exporting.export import export
 
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if dtype is not None and dtype not in dtypes:

@@ -65,6 +65,11 @@ class RunFolder:
         return self.root / "exports"
 
     @property
+    def facts(self) -> Path:
+        """What exports tell of the data: trigger word, how much smaller references are."""
+        return self.root / "facts.json"
+
+    @property
     def prompts(self) -> Path:
         """Folder of what sample videos are made from, encoded."""
         return self.root / "validation"

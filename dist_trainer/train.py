@@ -20,7 +20,8 @@ from dist_trainer.checkpoints.resume import resume
 from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dist import Gathering, MissingRanks
-from dist_trainer.export import export
+from dist_trainer.exporting.export import export
+from dist_trainer.exporting.facts import keep_facts
 from dist_trainer.feed.data import open_data, run_state
 from dist_trainer.feed.feed import loader, micro_steps
 from dist_trainer.loop import Events, train
@@ -77,6 +78,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         if world.is_main:
             folder.done.unlink(missing_ok=True)
             folder.begin(before or state, dump(config))
+            keep_facts(folder, dataset, references=config.conditioning.mode == "reference_video")
         gathering.meet("run folder")
         if not folder.appears():
             raise InputError(
