@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dist_trainer.config.block import Block
+from dist_trainer.config.block import Block, UserPath
 
 _Size = Annotated[int, Field(gt=0)]
 
@@ -19,8 +19,10 @@ class ValidationConfig(Block):
         default="worst quality, inconsistent motion, blurry, jittery, distorted",
         description="What to steer away from.",
     )
-    images: tuple[str, ...] | None = Field(default=None, description="First frames, one for each prompt.")
-    reference_videos: tuple[str, ...] | None = Field(
+    images: tuple[UserPath, ...] | None = Field(
+        default=None, description="First frames, one for each prompt: picture files."
+    )
+    reference_videos: tuple[UserPath, ...] | None = Field(
         default=None,
         description="References, one for each prompt. Required for conditioning.mode reference_video.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ def _sigmas(how: Sampling, tokens: int) -> list[tuple[float, float]]:
     shifted = shift / (shift + 1 / even - 1)
     stretched = 1 - (1 - shifted) * (1 - config["shift_terminal"]) / (1 - shifted[-1])
     values = [*stretched.tolist(), 0.0]
-    return list(zip(values, values[1:], strict=False))
+    return list(itertools.pairwise(values))
 
 
 def test_a_smaller_reference_is_spread_over_the_target(model_folder: Path) -> None:
