@@ -46,6 +46,8 @@ class RunState:
     optimizer: str
     lora_alpha: int | None
     version: str
+    load_checkpoint: str | None = None
+    started_from: dict[str, str] | None = None  # what load_checkpoint stood for at the first launch
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ from dist_trainer.loop import Events, train
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.model.engine import Engine
 from dist_trainer.model.family import vae_of
+from dist_trainer.model.starting import decided_start
 from dist_trainer.output import print_on
 from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
@@ -65,7 +67,8 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     agree(data, gathering)
     announce(config, data, world)
     progress.doing("loading the model")
-    engine = build_engine(config, world)
+    origin, read = decided_start(config, before, folder, gathering)
+    engine = build_engine(config, world, read)
     steps = config.optimization.steps
     with ExitStack() as stack:
         if world.is_main:
@@ -77,7 +80,9 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
         if world.is_main:
             folder.done.unlink(missing_ok=True)
-            folder.begin(before or state, dump(config))
+            folder.begin(
+                before or replace(state, started_from=asdict(origin) if origin else None), dump(config)
+            )
             keep_facts(folder, dataset, references=config.conditioning.mode == "reference_video")
         gathering.meet("run folder")
         if not folder.appears():

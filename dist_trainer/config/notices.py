@@ -17,8 +17,6 @@ def notices(config: RunConfig) -> list[str]:
 
 
 def _training(config: RunConfig) -> Iterator[str]:
-    if config.model.load_checkpoint is not None:
-        yield "model.load_checkpoint: not used yet; training starts from model.model_source"
     if config.lora is not None and config.model.training_mode == "full":
         yield "lora: not used, model.training_mode is full"
     elif config.lora is not None and config.lora.dropout > 0:

@@ -26,6 +26,8 @@ from dist_trainer.exporting.weights import Weights, merged, stored, trained
 from dist_trainer.model.family import read_config
 from dist_trainer.model.lora import adapter_config, adapter_state, lora_config
 from dist_trainer.model.ltx.keys import comfyui_lora_file, lora_file
+from dist_trainer.model.start import SETTING, Start
+from dist_trainer.model.starting import checkpoint_of
 from dist_trainer.model.weights import stored_tensors
 from dist_trainer.rundir import RunFolder
 from shards.errors import InputError
@@ -52,15 +54,15 @@ class Wanted:
     parts: Parts | None = None
 
 
-def export(
-    root: Path, steps: int | None = None, dtype: torch.dtype | None = None, wanted: Wanted | None = None
-) -> Path:
+_USUAL = Wanted()
+
+
+def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Path:
     """Export the run in `root` at the checkpoint of `steps` (None: the newest). Returns the folder written to.
 
     What an earlier export of the step has written stays, but for what is written again. Raises InputError when
     `root` holds no run or no complete checkpoint, and when what is wanted cannot be had of it.
     """
-    wanted = wanted or Wanted(dtype=dtype)
     run = RunFolder(root)
     if not run.config.is_file():
         raise InputError(f"{root}: no config.yaml; name a run's output folder")
@@ -93,14 +95,27 @@ def _write(folder: Path, run: RunFolder, config: RunConfig, checkpoint: Checkpoi
         _write_full(folder, name, trained(checkpoint), config, wanted, header)
     elif wanted.merge:
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
-        base = part(config.model.model_source, "transformer")
         with ExitStack() as stack:
-            whole = merged(
-                stored(stored_tensors(base), stack), trained(checkpoint), config.lora.alpha / config.lora.rank
-            )
+            base = _base(run, config, stack)
+            whole = merged(base, trained(checkpoint), config.lora.alpha / config.lora.rank)
             _write_full(folder / MERGED, f"{name}_merged", whole, config, wanted, header)
     else:
         _write_lora(folder, name, trained(checkpoint), config, wanted, header)
+
+
+def _base(run: RunFolder, config: RunConfig, stack: ExitStack) -> Weights:
+    """The frozen weights a LoRA was trained on."""
+    start = _start(run)
+    if start is None or start.kind == "adapter":
+        return stored(stored_tensors(part(config.model.model_source, "transformer")), stack)
+    if start.is_checkpoint:
+        return trained(checkpoint_of(start))
+    return stored(stored_tensors(start.path, SETTING), stack)
+
+
+def _start(run: RunFolder) -> Start | None:
+    state = run.read_state()
+    return Start(**state.started_from) if state and state.started_from else None  # type: ignore[arg-type]
 
 
 def _write_lora(
@@ -137,10 +152,12 @@ def _write_full(
 def _header(run: RunFolder, config: RunConfig, step: int) -> dict[str, str]:
     """What a file's header says of where its weights come from."""
     lora = "ic_lora" if config.conditioning.mode == "reference_video" else "lora"
+    start = _start(run)
     return {
         "base_model": config.model.model_source,
         "training_mode": lora if config.model.training_mode == "lora" else "full",
         "step": str(step),
+        **({"started_from": start.place} if start else {}),
         **read_facts(run),
         "training_config": dump(config),
     }

@@ -13,7 +13,8 @@ import torch
 from dist_trainer.exporting.file import write_tensors
 from dist_trainer.exporting.weights import Weights
 from dist_trainer.model.family import WEIGHTS
-from dist_trainer.model.ltx.keys import SINGLE_FILE_PREFIX, original_name
+from dist_trainer.model.ltx.keys import SINGLE_FILE_PREFIX
+from dist_trainer.model.ltx.names import original_name
 from dist_trainer.rundir import write_text
 
 _FILE_BYTES = 5 * 10**9

@@ -58,6 +58,8 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
         loss_weighting=config.batching.loss_weighting,
         dataset=dataset.manifest.fingerprint,
         model_source=config.model.model_source,
+        load_checkpoint=config.model.load_checkpoint,
+        started_from=before.started_from if before else None,
         training_mode=config.model.training_mode,
         conditioning_mode=config.conditioning.mode,
         first_frame_conditioning_p=config.conditioning.first_frame_conditioning_p,

@@ -66,16 +66,16 @@ def sharded_construction(ds_config: dict[str, Any]) -> contextlib.AbstractContex
     return deepspeed.zero.Init(config_dict_or_path=ds_config)
 
 
-def fill(parameter: Any, stored: torch.Tensor, rank: int) -> None:
-    """Set a parameter from its stored tensor (memory-mapped: only the part this rank keeps is read)."""
+def fill(parameter: Any, read: Callable[[int, int], torch.Tensor], rank: int) -> None:
+    """Set a parameter from what `read` gives: elements [start, stop) of it, flat; only those this rank keeps."""
     if not hasattr(parameter, "ds_tensor"):
-        parameter.data.copy_(stored)
+        parameter.data.copy_(read(0, parameter.numel()).view(parameter.shape))
         return
     part = parameter.ds_tensor
     start = min(rank * part.ds_numel, parameter.ds_numel)
     stop = min(start + part.ds_numel, parameter.ds_numel)
     if stop > start:
-        part.data[: stop - start].copy_(stored.reshape(-1)[start:stop])
+        part.data[: stop - start].copy_(read(start, stop))
 
 
 class Engine:

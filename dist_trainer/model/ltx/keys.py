@@ -12,24 +12,12 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import save
 from torch import Tensor
 
+from dist_trainer.model.ltx.names import original_name
 from shards.atomic import replacing
 
 PREFIX = "transformer."
 COMFYUI_PREFIX = "diffusion_model."
 SINGLE_FILE_PREFIX = "model.diffusion_model."
-# Parts of names in diffusers, and in the files Lightricks publishes, whose names ComfyUI's model has.
-_ORIGINAL = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
-_DIFFUSERS = {theirs: ours for ours, theirs in _ORIGINAL.items()}
-
-
-def original_name(name: str) -> str:
-    """A module's or parameter's name in diffusers' model as Lightricks and ComfyUI call it."""
-    return ".".join(_ORIGINAL.get(part, part) for part in name.split("."))
-
-
-def diffusers_name(name: str) -> str:
-    """The opposite of `original_name`; a name of diffusers' model stays as it is."""
-    return ".".join(_DIFFUSERS.get(part, part) for part in name.split("."))
 
 
 def comfyui_lora_keys(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:

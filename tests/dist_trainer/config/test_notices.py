@@ -31,7 +31,6 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
         ({"deepspeed": {"timeout_minutes": 10}}, "deepspeed.timeout_minutes"),
         (compiling(load_text_encoder_in_8bit=True), "acceleration.load_text_encoder_in_8bit"),
         (compiling(mixed_precision_mode="fp16"), "acceleration.mixed_precision_mode"),
-        ({"model": {"load_checkpoint": "x"}}, "model.load_checkpoint"),
         ({"deepspeed": {"stage": 0}}, "deepspeed.stage"),
         ({"model": {"training_mode": "full"}}, "lora"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
 from dist_trainer.exporting import transformer
-from dist_trainer.exporting.export import export
+from dist_trainer.exporting.export import Wanted, export
 from dist_trainer.model.family import WEIGHTS
 from shards.errors import InputError
 
@@ -151,7 +151,7 @@ def test_a_full_export_is_in_what_the_run_computed_in_or_what_is_asked_for(
     full: Path, precision: str | None, asked: torch.dtype | None, expected: torch.dtype
 ) -> None:
     change_config(full, "acceleration", mixed_precision_mode=precision)
-    written = load_file(export(full, dtype=asked) / "transformer" / WEIGHTS)
+    written = load_file(export(full, wanted=Wanted(dtype=asked)) / "transformer" / WEIGHTS)
     for name, tensor in newest_weights(full).items():
         assert torch.equal(written[name], tensor.to(expected))
 
