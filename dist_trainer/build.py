@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,11 +32,12 @@ from shards.storage.cache import Cache
 
 @dataclass(frozen=True)
 class Data:
-    """The dataset of a run, its plan, and how the plan is fed."""
+    """The dataset of a run, its plan, how the plan is fed, and the config.json of the model it is for."""
 
     dataset: Dataset
     plan: Plan
     feeding: Feeding
+    transformer: Mapping[str, Any]
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:
@@ -64,7 +67,7 @@ def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
         planned.shape.text_width,
         config.batching.loss_weighting,
     )
-    return Data(dataset, planned.plan, feeding)
+    return Data(dataset, planned.plan, feeding, planned.transformer)
 
 
 def build_engine(config: RunConfig, world: World, start: Start | None = None) -> Engine:

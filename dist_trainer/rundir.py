@@ -46,6 +46,7 @@ class RunState:
     optimizer: str
     lora_alpha: int | None
     version: str
+    holdout: float = 0.0
     load_checkpoint: str | None = None
     started_from: dict[str, str] | None = None  # what load_checkpoint stood for at the first launch
 
@@ -110,6 +111,11 @@ class RunFolder:
     def saves(self) -> Path:
         """One JSON line per checkpoint saved: time, step, and how many seconds it took."""
         return self.root / "logs" / "saves.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """One JSON line per measurement that is not of every step: held-out losses, and how long such things took."""
+        return self.root / "logs" / "figures.jsonl"
 
     @property
     def jobs(self) -> Path:

@@ -7,27 +7,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 from dist_trainer import dist
-from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
-from dist_trainer.checkpoints.due import expect_saves, save_as_asked
+from dist_trainer.checkpoints.due import expect_saves
 from dist_trainer.checkpoints.resume import resume
 from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
+from dist_trainer.dashboard import check_sinks, open_board
 from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.events import Begun, open_events, open_looks
 from dist_trainer.exporting.export import export
 from dist_trainer.exporting.facts import keep_facts
-from dist_trainer.feed.data import open_data, run_state
-from dist_trainer.feed.feed import loader, micro_steps
-from dist_trainer.loop import Events, train
-from dist_trainer.metrics import StepMetrics
-from dist_trainer.model.engine import Engine
+from dist_trainer.feed.data import open_parts, run_state
+from dist_trainer.feed.feed import Fed, loader, micro_steps
+from dist_trainer.gauge import Gauge
+from dist_trainer.loop import train
+from dist_trainer.model.ema import Ema
 from dist_trainer.model.family import vae_of
 from dist_trainer.model.starting import decided_start
 from dist_trainer.output import print_on
@@ -36,13 +37,15 @@ from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
 from dist_trainer.rundir import RunFolder, write_text
-from dist_trainer.schedule import lr_at
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
+from dist_trainer.utilization import utilization
+from dist_trainer.validation.prompts import encode_cases
 from dist_trainer.watch import progress
 from dist_trainer.watch.failure import BEFORE_START_S, fail
 from dist_trainer.watch.watch import Watch
 from dist_trainer.world import World, discover, presumed
+from shards.dataset.opened import Dataset
 from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
@@ -57,15 +60,16 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     Returns NONE when all steps are done, else why it stopped before.
     """
     folder = RunFolder(Path(config.output_dir))
-    dataset = open_data(config)
+    dataset, held_out = open_parts(config)
     before = folder.read_state()
     state = run_state(config, dataset, world, before)
     if before:
         folder.check_same(before, state)
     check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
     data = build_data(config, dataset, state)
-    agree(data, gathering)
+    agree(data, held_out, gathering)
     announce(config, data, world)
+    cases = encode_cases(config, data, folder, gathering)
     progress.doing("loading the model")
     origin, read = decided_start(config, before, folder, gathering)
     engine = build_engine(config, world, read)
@@ -74,7 +78,8 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         if world.is_main:
             stack.enter_context(folder.hold(folder.follows(os.environ)))
         progress.doing("reading the checkpoint")
-        start = resume(engine, folder, gathering)
+        ema = None if config.optimization.ema_decay is None else Ema(engine, config.optimization.ema_decay)
+        start = resume(engine, ema, folder, gathering)
         expect_saves(requests, folder, world)
         if start >= steps:
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
@@ -92,18 +97,14 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         limit = config.data.max_damaged_samples
         ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
         skips = open_skips(dataset, config.health.max_skipped_steps, folder, start, gathering)
-        board = open_board(config, folder, start, data) if world.is_main else None
+        board = open_board(config, folder, start, data, engine) if world.is_main else None
         if board:
             stack.callback(board.close)
-        reader = stack.enter_context(open_reader(config, dataset))
-        load_pack = loader(reader, data.plan, dataset, data.feeding, pin=world.device.type == "cuda")
-        items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
-        fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
-
-        events = open_events(config, engine, folder, board, requests, gathering, start)
-        manifest = dataset.manifest
-        dtype = dtype_of(config)
-        wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, dtype)
+        fed = open_feed(config, data, world, start, stack)
+        begun = Begun(config, data, engine, ema, folder, board, requests, gathering, start)
+        events = open_events(begun, open_looks(begun, cases, held_out, stack))
+        gauge = Gauge(data, utilization(config, data.transformer, engine.shapes(), world))
+        wish = train(engine, fed, data, gauge, ledger, skips, events, requests, dtype_of(config))
     progress.doing("exporting")
     if world.is_main and wish is Wish.NONE:
         written = export(folder.root, steps=None)
@@ -117,36 +118,18 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     return wish
 
 
-def open_events(
-    config: RunConfig,
-    engine: Engine,
-    folder: RunFolder,
-    board: Board | None,
-    requests: Requests,
-    gathering: Gathering,
-    start: int,
-) -> Events:
-    """What happens around the steps of a run that goes on from step `start`."""
-
-    def sync_logs() -> None:
-        if board:
-            board.sync()
-
-    def save(step: int, wish: Wish) -> Wish:
-        return save_as_asked(step, wish, config, engine, folder, requests, gathering, sync_logs)
-
-    return Events(
-        learning_rate=lambda step: lr_at(step, config.optimization),
-        on_step=board.step if board else _ignore,
-        on_save=save,
-        on_validate=lambda step: Wish.NONE,
-        start=start,
-        steps=config.optimization.steps,
-    )
+def open_feed(config: RunConfig, data: Data, world: World, start: int, stack: ExitStack) -> Iterator[Fed]:
+    """The micro-steps of this rank from step `start` to the last, loaded ahead until `stack` ends."""
+    reader = stack.enter_context(open_reader(config, data.dataset))
+    load_pack = loader(reader, data.plan, data.dataset, data.feeding, pin=world.device.type == "cuda")
+    items = micro_steps(data.plan, data.dataset, data.feeding, world, start, config.optimization.steps)
+    return stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
 
 
 def announce(config: RunConfig, data: Data, world: World) -> None:
     """Say at start what will be trained, and which settings are not acted on."""
+    if world.is_main:
+        check_sinks(config)
     for notice in notices(config):
         say(world, f"note: {notice}")
     plan, feeding = data.plan, data.feeding
@@ -168,9 +151,10 @@ def announce(config: RunConfig, data: Data, world: World) -> None:
             say(world, f"note: {advised}")
 
 
-def agree(data: Data, gathering: Gathering) -> None:
+def agree(data: Data, held_out: Dataset | None, gathering: Gathering) -> None:
     """Raise InputError unless every rank has rank 0's plan: another dataset or code there would train another step."""
-    own = f"{data.dataset.manifest.fingerprint} {data.plan.fingerprint} {data.feeding}"
+    held = held_out.manifest.fingerprint if held_out else ""
+    own = f"{data.dataset.manifest.fingerprint} {held} {data.plan.fingerprint} {data.feeding}"
     if gathering.share("plan", own) != own:
         raise InputError(
             f"{data.dataset.root}: rank {gathering.world.rank} sees another dataset or plan than rank 0; "
@@ -179,23 +163,10 @@ def agree(data: Data, gathering: Gathering) -> None:
     gathering.meet("plan")
 
 
-def open_board(config: RunConfig, folder: RunFolder, start: int, data: Data) -> Board:
-    """The sinks of the run's figures, with the resolved config shown as text."""
-    board = Board(
-        folder, start, config.tensorboard.enabled, config.tensorboard.interval, config.optimization.steps
-    )
-    board.text("config", dump(config))
-    return board
-
-
 def say(world: World, message: str) -> None:
     """Print one line, from rank 0 of the world only."""
     if world.is_main:
         print(message, flush=True)
-
-
-def _ignore(metrics: StepMetrics) -> None:
-    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,6 +40,21 @@ class ValidationConfig(Block):
         default=3.5, ge=1.0, description="Strength of classifier-free guidance; 1: none."
     )
     skip_initial_validation: bool = Field(default=False, description="No validation before the first step.")
+    holdout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the samples that is never trained; the loss on them is measured. 0: none.",
+    )
+    holdout_data: UserPath | None = Field(
+        default=None, description="Measure the loss on this dataset instead of a share of the training data."
+    )
+    holdout_interval: int | None = Field(
+        default=None, gt=0, description="Steps between measurements of the held-out loss; null: as interval."
+    )
+    holdout_samples: int = Field(
+        default=256, gt=0, description="Measure the loss of at most so many held-out samples."
+    )
 
 
 class CheckpointsConfig(Block):
@@ -73,3 +88,9 @@ class TensorboardConfig(Block):
 
     enabled: bool = Field(default=True, description="Write events to the run's tensorboard folder.")
     interval: int = Field(default=1, gt=0, description="Steps between points.")
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="What one device can compute, TFLOP/s: speed/mfu is a share of it. null: known for common GPUs "
+        "in bf16, else that figure is left out.",
+    )

@@ -23,6 +23,7 @@ import deepspeed
 from pydantic import ValidationError
 
 from dist_trainer.checkpoints.checkpoint import MASTER
+from dist_trainer.model.clock import Clock
 from dist_trainer.world import World
 from shards.errors import InputError
 
@@ -99,10 +100,15 @@ class Engine:
             model_parameters=list(self._trainable.values()),
             config=ds_config,
         )
+        self.clock = Clock(world.device)
+        if self.stage == 3:
+            coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+            coordinator.fetch_sub_module = self.clock.without(coordinator.fetch_sub_module)
 
     def forward(self, *inputs: Any) -> torch.Tensor:
         """The packed forward of the model."""
-        return self._engine(*inputs)
+        with self.clock.running():
+            return self._engine(*inputs)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -163,6 +169,14 @@ class Engine:
             if key != "step" and torch.is_tensor(value) and value.numel() == master.numel():
                 found[key] = value.reshape(-1)[offset : offset + length]
         return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in found.items()}
+
+    def masters(self) -> dict[Slice, torch.Tensor]:
+        """The float32 master weights of all slices this rank holds, flat: the weights themselves, where they lie."""
+        found = {}
+        for piece in self._held():
+            master, _, offset = self._locate(piece)
+            found[piece] = master.detach().reshape(-1)[offset : offset + piece.stop - piece.start]
+        return found
 
     def restore(self, load: Callable[[Slice], dict[str, torch.Tensor]], steps: int) -> None:
         """Set the slices this rank holds from `load` and the optimizer's count of steps; the opposite of `read`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from dist_trainer.checkpoints.kept import name_of
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.feed.collate import idle
+from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Requests, Wish
@@ -58,7 +60,8 @@ _Making = Generator[Inputs, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """What makes the sample videos of a run that went on from step `start`.
+    """What makes the sample videos of a run that went on from step `start`, with the weights' running mean where there
+    is one.
 
     `board`: of rank 0.
     """
@@ -67,6 +70,7 @@ class Sampler:
     data: Data
     cases: Cases
     engine: Engine
+    ema: Ema | None
     folder: RunFolder
     board: Board | None
     requests: Requests
@@ -91,7 +95,7 @@ class Sampler:
         if todo is None:
             return Wish.NONE
         failed: dict[str, str] = {}
-        with self.engine.evaluating():
+        with self.ema.shown() if self.ema else nullcontext(), self.engine.evaluating():
             for name in share(todo, world.size, world.rank):
                 wish = self._round(step, name, failed)
                 if wish >= Wish.COME_BACK:
@@ -172,9 +176,9 @@ class Sampler:
                 except (OSError, ClipError) as error:
                     self._say(f"validation after step {step}: not shown: {error}")
                     continue
-                board.video(f"samples/{Path(video.name).stem}", frames, settings.frame_rate, step)
+                board.video(f"validation/{Path(video.name).stem}", frames, settings.frame_rate, step)
             seconds = time.perf_counter() - began
-            board.figures(step, {"time/samples_s": seconds, "samples/failed": float(len(failed))})
+            board.figures(step, {"time/validation_s": seconds, "validation/failed": float(len(failed))})
         complete(place, self._request, {video.name: settings.prompts[video.prompt] for video in made}, failed)
         self._say(f"validation after step {step}: {len(made)} sample videos in {place}")
 
@@ -208,12 +212,8 @@ class Sampler:
 
     @cached_property
     def _idle(self) -> Inputs:
-        world = self.gathering.world
-        return (
-            idle(self.data.feeding.channels, self.data.feeding.text_width)
-            .to(world.device, dtype_of(self.config))
-            .inputs()
-        )
+        feeding, device = self.data.feeding, self.gathering.world.device
+        return idle(feeding.channels, feeding.text_width).to(device, dtype_of(self.config)).inputs()
 
     @cached_property
     def _sampling(self) -> Sampling:
