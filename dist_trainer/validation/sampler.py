@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as torch_dist
 import xxhash
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Requests, Wish
+from dist_trainer.validation.asked import asked
 from dist_trainer.validation.decode import decode
 from dist_trainer.validation.denoise import Inputs, Sampling, denoising
 from dist_trainer.validation.prompts import Cases, read_case, reference_frames
@@ -131,7 +131,7 @@ class Sampler:
                     raise InputError(self._too_large()) from error
                 torch.cuda.empty_cache()
                 failed[name], inputs, making = _reason(error), self._idle, None
-            wish = _asked(self.requests, self.gathering.world.device)
+            wish = asked(self.requests, self.gathering.world.device)
             if wish >= Wish.COME_BACK:
                 return wish
         if name and latents is not None:
@@ -226,13 +226,6 @@ class Sampler:
         """On the CPU; only ranks that make videos load it."""
         device = self.gathering.world.device
         return load_vae(self.config.model.model_source, choose_dtype("auto", device))
-
-
-def _asked(requests: Requests, device: torch.device) -> Wish:
-    """The greatest wish of all ranks, alike on every rank. One reduction: 512 ranks ask many times a minute."""
-    wish = torch.tensor(int(requests.wish()), device=device)
-    torch_dist.all_reduce(wish, torch_dist.ReduceOp.MAX)
-    return Wish(int(wish))
 
 
 def _reason(error: Exception) -> str:
