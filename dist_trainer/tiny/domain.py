@@ -16,6 +16,7 @@ BUCKETS = f"{SIZE}x{SIZE}x{FRAMES},{SIZE}x{SIZE}x1"
 _WANDER = 6.0  # pixels from the frame's centre to the middle of a path, along each axis, at most
 _SPEEDS = (1.5, 2.5)  # pixels a frame: a shape never leaves the frame
 _BACKDROPS = (10, 90)
+_BLUR = 1.5  # a small VAE draws soft outlines far better than sharp ones
 
 
 def scenes(
@@ -57,4 +58,5 @@ def scene_of(colour: str, shape: str, move: str, frames: int, random: np.random.
         speed=speed,
         backdrop=int(random.integers(*_BACKDROPS)),
         start=(float(middle[0] - step_x * back), float(middle[1] - step_y * back)),
+        blur=_BLUR,
     )

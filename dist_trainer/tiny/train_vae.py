@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dist_trainer.tiny.domain import FRAMES, SIZE, scenes
 from dist_trainer.tiny.model import tiny_scheduler, tiny_text_encoder, tiny_tokenizer
+from dist_trainer.tiny.muon import Muon
 from dist_trainer.tiny.trained import WORDS, new_transformer, new_vae
 from shards.prepare.media.shapes import COLOURS, NEW_COLOURS, NEW_SHAPES, SHAPES, draw, edges
 
@@ -26,45 +27,55 @@ _COLOURS = (*COLOURS, *NEW_COLOURS)
 _SHAPES = (*SHAPES, *NEW_SHAPES)
 # Weight of a latent number's divergence from a standard normal, against a pixel's squared error.
 _DIVERGENCE = 5e-5
-_WARMUP = 50
+_WARMUP = 20
 # Width, height, frames and clips of the batches, which take turns: mostly the domain's own size.
 _BATCHES = (
-    *[(SIZE, SIZE, FRAMES, 8)] * 3,
-    (96, 64, FRAMES, 4),
-    *[(SIZE, SIZE, FRAMES, 8)] * 2,
-    (SIZE, SIZE, 1, 24),
-    (64, 96, 17, 3),
+    *[(SIZE, SIZE, FRAMES, 4)] * 6,
+    (SIZE, SIZE, 1, 16),
+    (64, 96, 17, 2),
 )
 
 
 def train(vae: AutoencoderKLLTXVideo, steps: int, learning_rate: float, seed: int) -> None:
-    """Train in place, for squared error and a little divergence, with a cosine schedule; prints a line now and then."""
+    """Train in place, for squared error and a little divergence; prints a line now and then.
+
+    The rate rises at first, and falls to zero over the second half.
+    """
     random = np.random.Generator(np.random.PCG64(seed))
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = _optimizers(vae, learning_rate)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / _WARMUP, 2 * (steps - step) / steps, 1.0)
+        )
+        for optimizer in optimizers
+    ]
     began, recent = time.monotonic(), []
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(
-                (step + 1) / _WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps)
-            )
         pixels = as_pixels(_clips(*_BATCHES[step % len(_BATCHES)], random))
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         error = F.mse_loss(vae.decode(latents).sample, pixels)
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        loss = error + _DIVERGENCE * divergence
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        (error + _DIVERGENCE * divergence).backward()
+        for stepping in (*optimizers, *schedules):
+            stepping.step()
+        vae.zero_grad()
         recent.append(error.item())
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 20 == 0:
             spent = time.monotonic() - began
             print(
                 f"step {step + 1}: PSNR {_decibel(float(np.mean(recent))):.1f} dB, {spent:.0f} s", flush=True
             )
             recent.clear()
+
+
+def _optimizers(vae: AutoencoderKLLTXVideo, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, which learn about twice as fast by it as by AdamW, and AdamW for the rest."""
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim == 1]
+    return [Muon(weights, learning_rate), torch.optim.AdamW(others, lr=learning_rate / 10, betas=(0.9, 0.99))]
 
 
 @torch.no_grad()
@@ -105,11 +116,11 @@ def report(vae: AutoencoderKLLTXVideo) -> None:
 
 
 def _clips(width: int, height: int, frames: int, count: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Drawn clips, the three colour channels in any order, for more colours; one in four shows edges."""
+    """Drawn clips, the three colour channels in any order, for more colours; one in ten shows edges."""
     drawn = []
     for scene in scenes(count, int(random.integers(2**31)), _COLOURS, _SHAPES, pictures=0):
         clip = draw(scene._replace(width=width, height=height, frames=frames))
-        drawn.append(edges(clip) if random.random() < 0.25 else clip[..., random.permutation(3)])
+        drawn.append(edges(clip) if random.random() < 0.1 else clip[..., random.permutation(3)])
     return drawn
 
 
@@ -122,14 +133,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, and write the pipeline's folder, its VAE in bfloat16."""
     parser = argparse.ArgumentParser(prog="dist_trainer.tiny.train_vae", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the pipeline goes")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="train on the decoder of this pipeline; its latents stay")
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--learning-rate", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    vae = new_vae(parsed.seed)
+    if parsed.start:
+        vae = AutoencoderKLLTXVideo.from_pretrained(parsed.start, subfolder="vae", torch_dtype=torch.float32)
+        vae.encoder.requires_grad_(False)
+    else:
+        vae = new_vae(parsed.seed)
     train(vae, parsed.steps, parsed.learning_rate, parsed.seed)
     vae.eval().to(torch.bfloat16).float()  # what is measured is what is stored
+    if parsed.start:
+        report(vae)
+        vae.to(torch.bfloat16).save_pretrained(parsed.folder / "vae")
+        return
     set_statistics(vae, parsed.seed)
     report(vae)
     tokenizer = tiny_tokenizer(WORDS)

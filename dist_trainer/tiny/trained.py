@@ -13,20 +13,20 @@ from dist_trainer.tiny.model import WORDS as _WORDS
 WEIGHTS = Path(__file__).with_name("weights")
 WORDS = f"{_WORDS} star"
 
-_CHANNELS = 16
-_WIDTH = 128
+_CHANNELS = 24
+_WIDTH = 96
 
 
 def new_vae(seed: int) -> AutoencoderKLLTXVideo:
     """Video autoencoder of random weights: frames / 4, sizes / 16, residual halving and doubling; float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKLLTXVideo(
+        vae = AutoencoderKLLTXVideo(
             latent_channels=_CHANNELS,
-            block_out_channels=(32, 64, 64),
+            block_out_channels=(24, 96, 192),
             down_block_types=("LTXVideo095DownBlock3D",) * 2,
-            decoder_block_out_channels=(32, 48),
-            layers_per_block=(1, 1, 1),
+            decoder_block_out_channels=(32, 64),
+            layers_per_block=(1, 1, 0),
             decoder_layers_per_block=(1, 1, 1),
             spatio_temporal_scaling=(True, True),
             decoder_spatio_temporal_scaling=(True, True),
@@ -40,10 +40,13 @@ def new_vae(seed: int) -> AutoencoderKLLTXVideo:
             encoder_causal=True,
             decoder_causal=False,
         )
+    # The encoder's last channel is the log variance: with as much noise as signal at first, nothing is learned.
+    torch.nn.init.constant_(vae.encoder.conv_out.conv.bias[-1:], -6.0)
+    return vae
 
 
 def new_transformer(seed: int) -> LTXVideoTransformer3DModel:
-    """Five blocks, 4 heads of 32 channels, of random weights but for an output of zero; float32."""
+    """Five blocks, 4 heads of 24 channels, of random weights but for an output of zero; float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LTXVideoTransformer3DModel(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -39,7 +40,8 @@ BUCKETS = ",".join(f"{width}x{height}x{frames}" for frames in (1, 9, 17, 33) for
 class Scene(NamedTuple):
     """One shape of one colour, moving one way; 1 frame is a picture. Sizes in pixels, `speed` per frame.
 
-    `start`: where the shape's centre is in the first frame, pixels right of and below the frame's centre.
+    `start`: where the shape's centre is in the first frame, pixels right of and below the frame's centre. `blur`:
+    how far its outline is washed out.
     """
 
     shape: str
@@ -52,6 +54,7 @@ class Scene(NamedTuple):
     speed: float
     backdrop: int
     start: tuple[float, float] = (0.0, 0.0)
+    blur: float = 0.0
 
     @property
     def caption(self) -> str:
@@ -103,6 +106,8 @@ def draw(scene: Scene) -> np.ndarray:
         inside = covered(scene.shape, x / radius, y / radius)[..., None]
         backdrop = np.broadcast_to(scene.backdrop * shading, (scene.height, scene.width, 3))
         frames[number] = np.where(inside, colour, backdrop)
+        if scene.blur:
+            frames[number] = cv2.GaussianBlur(frames[number], (0, 0), scene.blur)
     return frames
 
 
