@@ -14,6 +14,7 @@ from dist_trainer.model.weights import shapes_of, stored_tensors
 from dist_trainer.provenance import mismatch
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
+from dist_trainer.validation.request import check as check_videos
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.efficiency import Efficiency, advice, report
@@ -71,6 +72,7 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
         folder.check_same(before, state)
     _check_vae(config, dataset)
     planned = make_plan(config, dataset, state)
+    check_videos(config, dataset, planned.shape.patch)
     _check_engine(config)
     _check_model(config)
     done = folder.steps_done()

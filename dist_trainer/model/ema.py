@@ -44,13 +44,12 @@ class Ema:
     def shown(self) -> Iterator[None]:
         """Within it the model computes with the means; afterwards with the same weights as before, to the bit.
 
-        All ranks enter and leave together. Nothing may be trained or saved inside.
+        All ranks enter and leave together. Nothing may be trained or saved inside. After an error, which ends the run,
+        the weights stay as they are: to bring them back takes the other ranks, which are elsewhere.
         """
         self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        yield
+        self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -73,6 +73,21 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
         ["more tokens than a pack may hold (the cap, 20)", "clips/sample_00001 (24 tokens)", "at least 24"],
     ),
     (
+        {"validation": {"prompts": ["a"], "interval": 5, "video_dims": [100, 64, 9]}},
+        ["validation.video_dims: [100, 64, 9] does not fit the model", "the nearest is [96, 64, 9]"],
+    ),
+    (
+        {
+            "validation": {
+                "prompts": ["a"],
+                "interval": 5,
+                "video_dims": [96, 64, 9],
+                "images": ["/no/such.png"],
+            }
+        },
+        ["validation.images.0: /no/such.png: No such file or directory"],
+    ),
+    (
         {**lora_blocks(), "lora": {"rank": 4, "target_modules": ["to_q", "to_nothing"]}},
         ["lora.target_modules: 'to_nothing' names no linear layer"],
     ),
