@@ -36,8 +36,14 @@ def scenes(
     rounds = [random.permutation(len(kinds)) for _ in range(-(-count // len(kinds)))]
     chosen = [kinds[number] for number in np.concatenate(rounds)[:count]]
     return [
-        scene_of(*kind, 1 if pictures and number % pictures == pictures - 1 else FRAMES, random)
-        for number, kind in enumerate(chosen)
+        scene_of(
+            colour,
+            shape,
+            move,
+            1 if pictures and number % pictures == pictures - 1 else FRAMES,
+            random,
+        )
+        for number, (colour, shape, move) in enumerate(chosen)
     ]
 
 

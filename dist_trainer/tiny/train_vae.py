@@ -58,8 +58,9 @@ def train(vae: AutoencoderKLLTXVideo, steps: int, learning_rate: float, seed: in
         error = F.mse_loss(vae.decode(latents).sample, pixels)
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         (error + _DIVERGENCE * divergence).backward()
-        for stepping in (*optimizers, *schedules):
-            stepping.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         vae.zero_grad()
         recent.append(error.item())
         if (step + 1) % 20 == 0:
