@@ -25,7 +25,7 @@ from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.rundir import RunFolder
 from dist_trainer.validation.decode import with_room
-from dist_trainer.validation.request import Request, check, request
+from dist_trainer.validation.request import PARTS, Request, check, request
 from dist_trainer.watch import progress
 from shards.atomic import replacing
 from shards.errors import InputError
@@ -173,7 +173,6 @@ def _identity(config: RunConfig, wanted: Request) -> Mapping[str, Any]:
     files = {"images": settings.images or ()}
     if wanted.reference is not None:
         files["references"] = settings.reference_videos or ()
-    names = ["text_encoder", "tokenizer", *(["vae"] if any(files.values()) else [])]
     return {
         "version": _VERSION,
         "prompts": settings.prompts,
@@ -183,8 +182,8 @@ def _identity(config: RunConfig, wanted: Request) -> Mapping[str, Any]:
         "reference": wanted.reference_size,
         "seed": settings.seed,
         "files": {key: [_content(Path(path)) for path in paths] for key, paths in files.items()},
-        # Hashing a large text encoder takes as long as to use it.
-        "models": {name: _state(part(source, name)) for name in names},
+        # Hashing a large text encoder takes as long as to use it. All parts, so that those of the hub are here early.
+        "models": {name: _state(part(source, name)) for name in PARTS},
     }
 
 

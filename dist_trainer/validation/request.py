@@ -22,7 +22,7 @@ from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.picture import read_picture
 from shards.prepare.media.video import probe
 
-_PARTS = ("text_encoder", "tokenizer", "vae", "scheduler")
+PARTS = ("text_encoder", "tokenizer", "vae", "scheduler")  # of a model, that sample videos take
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,17 @@ def request(config: RunConfig, dataset: Dataset, patch: Patch) -> Request | None
 def check(config: RunConfig, dataset: Dataset, patch: Patch) -> None:
     """Raise InputError where the sample videos cannot be made: their size, a file, a part of a model on this host."""
     if wanted := request(config, dataset, patch):
+        check_files(config, wanted.reference_size[0] if wanted.reference_size else 1)
+
+
+def check_files(config: RunConfig, reference_frames: int = 1) -> None:
+    """Raise InputError for a file that cannot be used, and a model on this host that lacks a part.
+
+    It needs no dataset, which says how many frames of a reference a video takes.
+    """
+    if is_wanted(config):
         _check_model(config)
-        for problem in _wrong_files(config, wanted):
+        for problem in _wrong_files(config, reference_frames):
             raise InputError(problem)
 
 
@@ -151,7 +160,7 @@ def _shrink(manifest: Manifest) -> _Shrink:
 def _check_model(config: RunConfig) -> None:
     """Raise InputError where a model on this file system lacks what makes videos of prompts."""
     place = Path(config.model.model_source).expanduser()
-    lacking = [name for name in _PARTS if not (place / name).is_dir()] if place.exists() else []
+    lacking = [name for name in PARTS if not (place / name).is_dir()] if place.exists() else []
     if lacking:
         raise InputError(
             f"validation.prompts: model.model_source {place} has no {lacking[0]}/, which sample videos need; give a "
@@ -159,24 +168,23 @@ def _check_model(config: RunConfig) -> None:
         )
 
 
-def _wrong_files(config: RunConfig, wanted: Request) -> Iterator[str]:
+def _wrong_files(config: RunConfig, reference_frames: int) -> Iterator[str]:
     settings = config.validation
     for number, name in enumerate(settings.images or ()):
         try:
             read_picture(Path(name))
         except ClipError as error:
             yield f"validation.images.{number}: {error}"
-    if wanted.reference_size is None:
-        return
-    needed = wanted.reference_size[0]
-    for number, name in enumerate(settings.reference_videos or ()):
+    references = settings.reference_videos if config.conditioning.mode == "reference_video" else None
+    for number, name in enumerate(references or ()):
         try:
             frames = probe(Path(name)).frames
         except ClipError as error:
             yield f"validation.reference_videos.{number}: {error}"
             continue
-        if frames < needed:
+        if frames < reference_frames:
             yield (
                 f"validation.reference_videos.{number}: {name}: {frames} frames, but a video of "
-                f"{wanted.size[0]} frames needs {needed}; give a longer file, or a shorter validation.video_dims"
+                f"{settings.video_dims[2]} frames needs {reference_frames}; give a longer file, or a shorter "
+                "validation.video_dims"
             )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_trainer.config import RunConfig
-from dist_trainer.validation.request import check, is_due, request
+from dist_trainer.validation.request import check, check_files, is_due, request
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.geometry import Grid, Patch, Scale
@@ -158,6 +158,19 @@ def test_what_can_be_made_passes_and_files_of_no_validation_are_not_looked_at(
     }
     check(config(model_folder, "reference_video", **asked), data, PATCH)
     check(config(model_folder, images=["absent"] * 2, interval=None), data, PATCH)
+    check_files(config(model_folder, "reference_video", **asked))
+
+
+def test_files_are_looked_at_before_there_is_a_dataset(tmp_path: Path, model_folder: Path) -> None:
+    there = media(tmp_path)
+    with pytest.raises(InputError, match=r"^validation.reference_videos.1: .*text.mp4: "):
+        check_files(
+            config(
+                model_folder,
+                "reference_video",
+                reference_videos=[there["short.mp4"], there["text.mp4"]],
+            )
+        )
 
 
 def test_a_model_without_a_text_encoder_is_named(tmp_path: Path) -> None:
