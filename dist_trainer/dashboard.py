@@ -70,27 +70,32 @@ def card(config: RunConfig, data: Data, engine: Engine) -> str:
 
 
 def settings(config: RunConfig) -> Mapping[str, Setting]:
-    """The settings by which runs are compared, by key; those that are null are left out."""
+    """The settings by which runs are compared, by a short name; those that are null are left out.
+
+    TensorBoard shows the first five by name until one asks for more.
+    """
+    optimization, batching = config.optimization, config.batching
     found: dict[str, Setting | None] = {
-        "model.training_mode": config.model.training_mode,
-        "conditioning.mode": config.conditioning.mode,
-        "conditioning.first_frame_conditioning_p": config.conditioning.first_frame_conditioning_p,
-        "flow_matching.timestep_sampling_mode": config.flow_matching.timestep_sampling_mode,
-        "batching.mix": config.batching.mix,
-        "batching.loss_weighting": config.batching.loss_weighting,
-        "acceleration.precision": config.acceleration.precision,
-        "deepspeed.stage": config.deepspeed.stage,
+        "conditioning_mode": config.conditioning.mode,
+        "ema_decay": optimization.ema_decay,
+        "learning_rate": optimization.learning_rate,
+        "loss_weighting": batching.loss_weighting,
+        "max_grad_norm": optimization.max_grad_norm,
+        "mix": batching.mix,
+        "optimizer_type": optimization.optimizer_type,
+        "precision": config.acceleration.precision,
+        "samples_per_step": batching.samples_per_step,
+        "scheduler_type": optimization.scheduler_type,
         "seed": config.seed,
+        "steps": optimization.steps,
+        "timestep_sampling_mode": config.flow_matching.timestep_sampling_mode,
+        "tokens_per_step": batching.tokens_per_step,
+        "training_mode": config.model.training_mode,
+        "warmup_steps": optimization.warmup_steps,
+        "weight_decay": optimization.weight_decay,
     }
     if config.lora and config.model.training_mode == "lora":
-        found |= {f"lora.{name}": getattr(config.lora, name) for name in ("rank", "alpha", "dropout")}
-    optimization = (
-        *("learning_rate", "steps", "optimizer_type", "scheduler_type", "warmup_steps", "weight_decay"),
-        *("max_grad_norm", "ema_decay"),
-    )
-    found |= {f"optimization.{name}": getattr(config.optimization, name) for name in optimization}
-    sizes = ("samples_per_step", "tokens_per_step")
-    found |= {f"batching.{name}": getattr(config.batching, name) for name in sizes}
+        found |= {"lora_alpha": config.lora.alpha, "lora_rank": config.lora.rank}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -59,7 +59,6 @@ def train(
     Raises, alike on every rank, RuntimeError when a sample was not trained exactly once, and InputError when the run
     has met more damaged samples than it may, or skipped more steps one after the other.
     """
-    manifest = data.dataset.manifest
     requests.begin()
     if (wish := events.on_validate(events.start)) >= Wish.COME_BACK:
         return wish
@@ -81,7 +80,7 @@ def train(
         if not item.micro.last:
             continue
         reduced = sums.reduce(waited, engine.clock.take(), requests.wish())
-        reduced.check(step, manifest.keys)
+        reduced.check(step, data.dataset.manifest.keys)
         replaced = ledger.settle(step, reduced.rows, damaged)
         learning_rate = events.learning_rate(step.index)
         norm = engine.step(learning_rate)
@@ -90,7 +89,7 @@ def train(
         figures = gauge.figures(item.micro, reduced, elapsed)
         figures |= faults(step, skips, skipped, ledger, replaced)
         figures |= {"train/learning_rate": learning_rate, "train/grad_norm": norm}
-        ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
+        ids, epochs = data.dataset.manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced, skipped))
         skips.check()
         requests.stepped(elapsed)

@@ -36,7 +36,7 @@ from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
-from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.rundir import RunFolder, RunState, write_text
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
 from dist_trainer.utilization import utilization
@@ -83,17 +83,8 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         expect_saves(requests, folder, world)
         if start >= steps:
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
-        if world.is_main:
-            folder.done.unlink(missing_ok=True)
-            folder.begin(
-                before or replace(state, started_from=asdict(origin) if origin else None), dump(config)
-            )
-            keep_facts(folder, dataset, references=config.conditioning.mode == "reference_video")
-        gathering.meet("run folder")
-        if not folder.appears():
-            raise InputError(
-                f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
-            )
+        kept = before or replace(state, started_from=asdict(origin) if origin else None)
+        begin(config, folder, kept, dataset, gathering)
         limit = config.data.max_damaged_samples
         ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
         skips = open_skips(dataset, config.health.max_skipped_steps, folder, start, gathering)
@@ -116,6 +107,22 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
     gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
     return wish
+
+
+def begin(
+    config: RunConfig, folder: RunFolder, state: RunState, dataset: Dataset, gathering: Gathering
+) -> None:
+    """Write down what the run is. Raises InputError on a rank that does not see the folder."""
+    world = gathering.world
+    if world.is_main:
+        folder.done.unlink(missing_ok=True)
+        folder.begin(state, dump(config))
+        keep_facts(folder, dataset, references=config.conditioning.mode == "reference_video")
+    gathering.meet("run folder")
+    if not folder.appears():
+        raise InputError(
+            f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
+        )
 
 
 def open_feed(config: RunConfig, data: Data, world: World, start: int, stack: ExitStack) -> Iterator[Fed]:

@@ -54,9 +54,9 @@ def test_settings_without_a_value_are_not_compared(tmp_path: Path) -> None:
     found = settings(
         RunConfig.model_validate({"data": {"preprocessed_data_root": "d"}, "lora": {"rank": 16}})
     )
-    assert found["lora.rank"] == 16
-    assert found["optimization.learning_rate"] == 5e-4
-    assert "optimization.ema_decay" not in found
+    assert found["lora_rank"] == 16
+    assert found["learning_rate"] == 5e-4
+    assert "ema_decay" not in found
     assert all(isinstance(value, (str, int, float)) for value in found.values())
 
 

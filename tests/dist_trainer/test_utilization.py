@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from dist_trainer.model.ltx.flops import Flops
-from dist_trainer.utilization import Utilization, known_peak
+from dist_trainer.config import RunConfig
+from dist_trainer.model.family import read_config
+from dist_trainer.model.ltx.flops import Flops, forward, training
+from dist_trainer.utilization import Utilization, known_peak, utilization
+from dist_trainer.world import World
 
 NEEDED, AGAIN = Flops(6.0, 3.0, 2.0, 1.0), Flops(2.0, 1.0, 1.0, 0.0)
 TOKENS, TEXT = np.array([10, 20], np.int64), np.array([4, 5], np.int32)
@@ -37,3 +43,26 @@ def test_what_is_computed_twice_counts_apart() -> None:
 )
 def test_devices_are_known_by_name(device: str, peak: float | None) -> None:
     assert known_peak(device) == peak
+
+
+ADAPTERS = {"transformer_blocks.0.attn1.to_q.lora_A.default.weight": (4, 64)}
+
+
+def config(**blocks: Any) -> RunConfig:
+    return RunConfig.model_validate({"data": {"preprocessed_data_root": "d"}, "lora": {}, **blocks})
+
+
+def test_the_peak_of_a_cpu_is_not_known_unless_it_is_set(model_folder: Path) -> None:
+    transformer = read_config(str(model_folder))
+    assert utilization(config(), transformer, ADAPTERS, World(0, 4, 0)) is None
+    found = utilization(config(tensorboard={"peak_tflops": 2.5}), transformer, ADAPTERS, World(0, 4, 0))
+    assert found == Utilization(training(transformer, ADAPTERS), None, 1e13)
+
+
+def test_what_is_counted_follows_what_is_trained_and_recomputed(model_folder: Path) -> None:
+    transformer, peak = read_config(str(model_folder)), {"tensorboard": {"peak_tflops": 1.0}}
+    full = config(
+        **peak, model={"training_mode": "full"}, optimization={"enable_gradient_checkpointing": True}
+    )
+    found = utilization(full, transformer, {"proj_out.weight": (8, 64)}, World(0, 1, 0))
+    assert found == Utilization(training(transformer, None), forward(transformer), 1e12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_trainer.config import RunConfig, load
 from dist_trainer.feed.data import open_parts
 from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import COME_BACK_CODE
 from dist_trainer.validation.heldout import SIGMAS
 from dist_trainer.validation.measuring import is_due
 from shards.dataset.opened import Dataset
 from tests.support.audit import assert_same_run, master_weights
-from tests.support.forked import several
+from tests.support.forked import Kill, launch, several, train
 from tests.support.runs import lines, lora_blocks, tiny_config, trained, write_config
 
 STEPS, SAVED = 6, 4
@@ -49,7 +51,9 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """An IC-LoRA on 1, 2 and 4 processes; that on 2 goes on from its first checkpoint, once on 2 and once on 1."""
+    """An IC-LoRA on 1, 2 and 4 processes; that on 2 goes on from its first checkpoint, once on 2 and once on 1; another
+    is told to stop, and comes back.
+    """
     root = tmp_path_factory.mktemp("measuring")
 
     def config(name: str) -> Path:
@@ -74,6 +78,11 @@ def runs(model_folder: Path, paired_dataset: Dataset, tmp_path_factory: pytest.T
         shutil.copytree(root / "whole_2", root / name)
         shutil.rmtree(root / name / "checkpoints" / f"step_{STEPS:06d}")
         printed[name] = several(size, config(name), logs=root / f"logs_resumed_{size}").stdout[0]
+    # Asked to stop in the second step, after which it would have measured, or soon after.
+    kill = Kill(0, str(root / "logs_stopped" / "0.out"), 1, signal.SIGUSR1, "step 1/6")
+    ended = launch(1, config("stopped"), logs=root / "logs_stopped", kill=kill, timeout_s=300.0)
+    assert ended.codes == [COME_BACK_CODE], str(ended)
+    printed["stopped"] = train(1, config("stopped"), logs=root / "logs_back", timeout_s=300.0).stdout[0]
     return Runs(root, printed)
 
 
@@ -122,6 +131,12 @@ def test_a_stopped_run_goes_on_to_the_bit_with_all_of_it_on(runs: Runs) -> None:
     )
     assert ours == theirs
     assert any(name.startswith("train/loss_sigma_") for line in ours for name in line)
+
+
+def test_a_run_that_is_told_to_stop_measures_what_it_owes_when_it_is_back(runs: Runs) -> None:
+    assert "resuming after step " in runs.printed["stopped"]
+    assert_same_run(runs.root / "stopped", runs.root / "whole_1")
+    assert measured(runs.root / "stopped") == measured(runs.root / "whole_1")
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_mean(runs: Runs) -> None:
