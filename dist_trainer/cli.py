@@ -1,4 +1,4 @@
-"""ltx-train: train, look at a config, export."""
+"""ltx-train: train, look at a config, export, push."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ def export_command(
     merge: Annotated[
         bool, typer.Option("--merge", help="a LoRA in its base's weights, as a full model")
     ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")
+    ] = False,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +77,21 @@ def export_command(
     from dist_trainer.exporting.export import Wanted, export
 
     kind = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    print(export(run, step, Wanted(formats, kind, merge, pipeline)))  # type: ignore[arg-type]
+    print(export(run, step, Wanted(formats, kind, merge, pipeline, ema)))  # type: ignore[arg-type]
+
+
+@app.command("push")
+def push_command(
+    run: _Run,
+    step: _Step = None,
+    to: Annotated[
+        str | None, typer.Option(help="repository, owner/name; the config's hub_model_id by default")
+    ] = None,
+) -> None:
+    """Upload a run's export, with a model card, curves and sample videos, to the Hugging Face hub."""
+    from dist_trainer.hub.push import push
+
+    print(push(run, step, to))
 
 
 def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:

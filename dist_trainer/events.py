@@ -11,6 +11,7 @@ from dist_trainer.build import Data
 from dist_trainer.checkpoints.due import is_saved, save_as_asked
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
+from dist_trainer.exporting.during import export_saved
 from dist_trainer.loop import Events
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.model.ema import Ema
@@ -76,12 +77,15 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
             board.sync()
 
     def save(step: int, wish: Wish) -> Wish:
-        def saved(seconds: float) -> None:
-            if board:
-                board.figures(step, {"time/save_s": seconds})
-
+        took: list[float] = []
         around = (run.folder, run.requests, run.gathering)
-        return save_as_asked(step, wish, config, run.engine, ema, *around, sync_logs, saved)
+        wish = save_as_asked(step, wish, config, run.engine, ema, *around, sync_logs, took.append)
+        if took and board:
+            board.figures(step, {"time/save_s": took[0]})
+        # One that is to stop has a limit, and its checkpoint can be exported later.
+        if took and wish < Wish.COME_BACK:
+            export_saved(config, run.folder, step, run.gathering)
+        return wish
 
     def validate(step: int) -> Wish:
         for look in looks:

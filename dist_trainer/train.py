@@ -22,11 +22,13 @@ from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dashboard import check_sinks, open_board
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.events import Begun, open_events, open_looks
-from dist_trainer.exporting.export import export
+from dist_trainer.exporting.during import EXPORT_S, export_end
 from dist_trainer.exporting.facts import keep_facts
 from dist_trainer.feed.data import open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
 from dist_trainer.gauge import Gauge
+from dist_trainer.hub.access import check_hub
+from dist_trainer.hub.push import push_end
 from dist_trainer.loop import train
 from dist_trainer.model.ema import Ema
 from dist_trainer.model.family import vae_of
@@ -50,7 +52,6 @@ from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
 
-EXPORT_S = 12 * 3600.0  # tens of GB on a slow disk; the watch sees an export that stands still
 LEAVING_S = 60.0  # for the end of torch.distributed, when all work is done
 
 
@@ -69,6 +70,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     data = build_data(config, dataset, state)
     agree(data, held_out, gathering)
     announce(config, data, world)
+    check_hub(config, before is not None, gathering)
     cases = encode_cases(config, data, folder, gathering)
     progress.doing("loading the model")
     origin, read = decided_start(config, before, folder, gathering)
@@ -96,17 +98,23 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         events = open_events(begun, open_looks(begun, cases, held_out, stack))
         gauge = Gauge(data, utilization(config, data.transformer, engine.shapes(), world))
         wish = train(engine, fed, data, gauge, ledger, skips, events, requests, dtype_of(config))
+    finish(config, folder, wish, gathering)
+    return wish
+
+
+def finish(config: RunConfig, folder: RunFolder, wish: Wish, gathering: Gathering) -> None:
+    """Export what was trained, and upload it where that is asked for, if all steps are done; all ranks together."""
     progress.doing("exporting")
-    if world.is_main and wish is Wish.NONE:
-        written = export(folder.root, steps=None)
+    if gathering.world.is_main and wish is Wish.NONE:
+        written = export_end(config, folder)
+        steps = config.optimization.steps
         write_text(folder.done, f"{steps}\n")
-        say(
-            world,
-            f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}",
-        )
+        line = f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
+        say(gathering.world, line)
+        if uploaded := push_end(config, folder):
+            say(gathering.world, uploaded)
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
     gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
-    return wish
 
 
 def begin(

@@ -68,8 +68,6 @@ def _sizes(config: RunConfig) -> Iterator[str]:
 def _outputs(config: RunConfig) -> Iterator[str]:
     if config.validation.reference_videos and config.conditioning.mode == "none":
         yield "validation.reference_videos: not used, conditioning.mode is none"
-    if config.hub.push_to_hub:
-        yield f"hub.push_to_hub: not done yet; upload the run's exports to {config.hub.hub_model_id} yourself"
     validation = config.validation
     if validation.holdout_interval is not None and not validation.holdout and not validation.holdout_data:
         yield "validation.holdout_interval: not used, nothing is held out; set validation.holdout or holdout_data"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -64,12 +64,19 @@ class CheckpointsConfig(Block):
         default=None, gt=0, description="Steps between checkpoints; null: only the one at the end."
     )
     keep_last_n: int = Field(default=1, ge=-1, description="How many of the newest to keep; -1 or 0: all.")
+    export: Literal["none", "diffusers", "comfyui", "both"] = Field(
+        default="none",
+        description="Export the weights with each checkpoint, for these programs; exports are never deleted. The end "
+        "of the run exports them in any case.",
+    )
 
 
 class HubConfig(Block):
     """Block `hub`."""
 
-    push_to_hub: bool = Field(default=False, description="Upload what was trained to the Hugging Face hub.")
+    push_to_hub: bool = Field(
+        default=False, description="Upload what was trained to the Hugging Face hub, at the end."
+    )
     hub_model_id: str | None = Field(default=None, description="Repository to upload to, owner/name.")
 
 

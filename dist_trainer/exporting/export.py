@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from dist_trainer.checkpoints.checkpoint import Checkpoint, newest, open_checkpoint
+from dist_trainer.checkpoints.checkpoint import EMA, Checkpoint, newest, open_checkpoint
 from dist_trainer.config import RunConfig, dump, load
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.exporting.pipeline import Parts, add_parts
@@ -45,13 +45,15 @@ class Wanted:
 
     `formats`: by default both of a LoRA, diffusers' of a full model. `dtype`: by default float32 of a LoRA, what the
     run computed in of a full model. `merge`: a LoRA in the weights of its base, as a full model. `parts`: with a full
-    model, the other parts of its base too, as links or copies, so that the folder is a whole pipeline.
+    model, the other parts of its base too, as links or copies, so that the folder is a whole pipeline. `ema`: the
+    running mean of the weights, which goes into a folder `ema` with the same things in it.
     """
 
     formats: Format | None = None
     dtype: torch.dtype | None = None
     merge: bool = False
     parts: Parts | None = None
+    ema: bool = False
 
 
 _USUAL = Wanted()
@@ -75,6 +77,10 @@ def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Pat
     checkpoint = open_checkpoint(run.checkpoints, steps) if steps is not None else newest(run.checkpoints)
     if checkpoint is None:
         raise InputError(f"{run.checkpoints}: no complete checkpoint yet")
+    if wanted.ema and EMA not in checkpoint.kinds:
+        raise InputError(
+            f"--ema: {checkpoint.folder}: holds no running mean; optimization.ema_decay keeps one"
+        )
     final = run.exports / checkpoint.folder.name
     temporary = run.exports / f".{final.name}.{os.getpid()}.tmp"
     # Process ids come back: a container's first process is number 1 every time.
@@ -91,16 +97,20 @@ def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Pat
 def _write(folder: Path, run: RunFolder, config: RunConfig, checkpoint: Checkpoint, wanted: Wanted) -> None:
     header = _header(run, config, checkpoint.step)
     name = f"{run.root.resolve().name}_{checkpoint.folder.name}"
+    weights = trained(checkpoint)
+    if wanted.ema:
+        folder, name, weights = folder / EMA, f"{name}_ema", trained(checkpoint, EMA)
+        folder.mkdir()
+        header["ema_decay"] = str(config.optimization.ema_decay)
     if config.model.training_mode == "full":
-        _write_full(folder, name, trained(checkpoint), config, wanted, header)
+        _write_full(folder, name, weights, config, wanted, header)
     elif wanted.merge:
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
         with ExitStack() as stack:
-            base = _base(run, config, stack)
-            whole = merged(base, trained(checkpoint), config.lora.alpha / config.lora.rank)
+            whole = merged(_base(run, config, stack), weights, config.lora.alpha / config.lora.rank)
             _write_full(folder / MERGED, f"{name}_merged", whole, config, wanted, header)
     else:
-        _write_lora(folder, name, trained(checkpoint), config, wanted, header)
+        _write_lora(folder, name, weights, config, wanted, header)
 
 
 def _base(run: RunFolder, config: RunConfig, stack: ExitStack) -> Weights:
@@ -165,13 +175,15 @@ def _header(run: RunFolder, config: RunConfig, step: int) -> dict[str, str]:
 
 def _take_over(temporary: Path, final: Path) -> None:
     """Move what was written into the step's folder, each piece of it whole, in place of what is there."""
-    pieces = [path for path in temporary.iterdir() if path.name != MERGED]
-    if (temporary / MERGED).is_dir():
-        pieces += (temporary / MERGED).iterdir()
-    for piece in pieces:
+    pieces = list(temporary.iterdir())
+    while pieces:
+        piece = pieces.pop()
+        if piece.name in (MERGED, EMA):
+            pieces += piece.iterdir()
+            continue
         target = final / piece.relative_to(temporary)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and not target.is_symlink():
-            aside = temporary / f".old_{piece.name}"
+            aside = piece.with_name(f".old_{piece.name}")
             target.rename(aside)
         piece.replace(target)

@@ -44,7 +44,6 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
             {"validation": {"prompts": ["a"], "reference_videos": ["a.mp4"]}},
             "validation.reference_videos",
         ),
-        ({"hub": {"push_to_hub": True, "hub_model_id": "me/mine"}}, "hub.push_to_hub"),
         ({"validation": {"holdout_interval": 5}}, "validation.holdout_interval"),
         ({"checkpoints": {"interval": None}}, "checkpoints.interval"),
         (

@@ -13,6 +13,8 @@ from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dist_trainer.checkpoints.checkpoint import newest
+from dist_trainer.exporting import export as module
 from dist_trainer.exporting.export import LORA_FILE, Wanted, export
 from dist_trainer.model.family import WEIGHTS
 from dist_trainer.model.ltx.names import diffusers_name, original_name
@@ -193,6 +195,28 @@ def test_a_whole_pipeline_of_a_lora_is_the_merged_one(ic_lora: Path, model_folde
     pipeline = LTXPipeline.from_pretrained(folder)
     expected = forward(opened(our_weights(ic_lora, model_folder), model_folder))
     torch.testing.assert_close(forward(pipeline.transformer), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_running_mean_is_exported_beside_the_weights(
+    ic_lora: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    with pytest.raises(InputError, match=r"--ema: .*optimization\.ema_decay keeps one"):
+        export(ic_lora, wanted=Wanted(ema=True))
+    checkpoint = newest(ic_lora / "checkpoints")
+    assert checkpoint is not None
+    # Any kind of slices that has the weights' shapes will do.
+    monkeypatch.setattr(module, "EMA", "exp_avg")
+    folder = export(ic_lora, wanted=Wanted(ema=True, merge=merge))
+    plain, mean = folder / LORA_FILE, folder / "exp_avg" / LORA_FILE
+    if merge:
+        assert (folder / "exp_avg" / "merged" / "transformer" / WEIGHTS).is_file()
+        return
+    for key, value in load_file(mean).items():
+        name = key.removeprefix("transformer.").replace(".weight", ".default.weight")
+        expected = checkpoint.read(name, 0, value.numel(), ("exp_avg",))["exp_avg"]
+        assert torch.equal(value.flatten(), expected)
+        assert not torch.equal(value, load_file(plain)[key])
 
 
 def test_what_cannot_be_is_refused(full: Path, ic_lora: Path) -> None:
