@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_trainer.config import RunConfig, notices
 from dist_trainer.feed.data import Planned, make_plan, open_data, run_state
 from dist_trainer.model.family import vae_of
+from dist_trainer.model.start import find_start
 from dist_trainer.model.targets import check_targets
 from dist_trainer.model.weights import shapes_of, stored_tensors
 from dist_trainer.provenance import mismatch
@@ -75,6 +76,8 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     check_videos(config, dataset, planned.shape.patch)
     _check_engine(config)
     _check_model(config)
+    if config.model.load_checkpoint and not before:
+        find_start(config.model.load_checkpoint, config.model.training_mode)
     done = folder.steps_done()
     finished = f"all {done} steps are done; raise optimization.steps to go on"
     return _told(config, planned, ranks, [finished] if done >= config.optimization.steps else [])

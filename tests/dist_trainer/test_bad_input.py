@@ -54,6 +54,10 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
         {"deepspeed": {"config": {"zero_optimization": {"overlap_comm": "maybe"}}}},
         ["deepspeed.config", "overlap_comm = 'maybe'", "boolean"],
     ),
+    (
+        {"model": {"load_checkpoint": "/no/where"}},
+        ["model.load_checkpoint", "/no/where: no such file or folder"],
+    ),
     ({"model": {"training_mode": "lora"}}, ["lora", "required when model.training_mode is lora"]),
     ({"conditioning": {"mode": "reference_video"}}, ["problems in"]),
     ({**lora_blocks(), "conditioning": {"mode": "reference_video"}}, ["validation.reference_videos"]),

@@ -84,6 +84,7 @@ def test_there_are_no_import_circles() -> None:
         "dist_trainer",
         "dist_trainer.config",
         "dist_trainer.feed.data",
+        "dist_trainer.model.start",
         "dist_trainer.model.weights",
         "dist_trainer.provenance",
         "dist_trainer.schedule",
