@@ -46,6 +46,8 @@ def prepare(model: Path, work: Path, clips: int, seed: int) -> Path:
         BUCKETS,
         "--reference-column",
         "",
+        "--vae-batch",
+        "8",
     )
     return dataset
 
