@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEBIAN := nginx-light slurmctld slurmd slurm-client munge openssh-server pdsh shellcheck
+DEBIAN := nginx-light slurmctld slurmd slurm-client munge openssh-server pdsh shellcheck chromium chromium-driver
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -45,7 +45,7 @@ bench: install system
 # there is npm. Tests whose server is absent are skipped, and say so.
 AZURITE := $(VENV)/azurite
 system:
-	@PATH="$$PATH:/usr/sbin"; (for program in nginx slurmctld munged sshd pdsh shellcheck; do command -v $$program >/dev/null || exit 1; done) \
+	@PATH="$$PATH:/usr/sbin"; (for program in nginx slurmctld munged sshd pdsh shellcheck chromedriver; do command -v $$program >/dev/null || exit 1; done) \
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(DEBIAN) >/dev/null; } \
 	  || echo "note: some tests will be skipped; as root: apt-get install --no-install-recommends $(DEBIAN)"

@@ -1,49 +1,70 @@
-"""What a person watches: TensorBoard events, metrics.jsonl, and one console line per step. Rank 0 only."""
+"""What a person watches: the sinks (TensorBoard), metrics.jsonl, and one console line per step. Rank 0 only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
+from dist_trainer.sinks.sink import Setting, Sink
 from dist_trainer.skipped import LOSS, Skipped
 
 
 class Board:
-    """The sinks of a run's figures; `after_step` is the step a resumed run goes on from."""
+    """Logs and sinks of a run; `after_step` is the step a resumed run goes on from, `interval` that of its curves."""
 
     def __init__(
-        self, run: RunFolder, after_step: int, tensorboard: bool, interval: int, total_steps: int
+        self, run: RunFolder, after_step: int, sinks: Sequence[Sink], interval: int, total_steps: int
     ) -> None:
+        self._sinks = sinks
         self._interval, self._total = interval, total_steps
         self._metrics = LineLog(run.metrics, after_step)
         self._trained = LineLog(run.trained, after_step)
         self._replaced = LineLog(run.replaced, after_step)
         self._skipped = LineLog(run.skipped, after_step)
-        self._logs = (self._metrics, self._trained, self._replaced, self._skipped)
+        self._figures = LineLog(run.figures, after_step)
+        self._logs = (self._metrics, self._trained, self._replaced, self._skipped, self._figures)
         self._console = Console(soft_wrap=True)
-        # purge_step hides the events of steps that a killed run had gone past its last checkpoint.
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=after_step + 1) if tensorboard else None
 
-    def text(self, name: str, content: str) -> None:
-        """Show a text (Markdown code block) in TensorBoard."""
-        if self._writer:
-            self._writer.add_text(name, f"```\n{content}\n```", 0)
+    def text(self, name: str, markdown: str) -> None:
+        """Show a text about the whole run."""
+        for sink in self._sinks:
+            sink.text(name, markdown)
+
+    def lengths(self, name: str, values: np.ndarray) -> None:
+        """Show how numbers int64 [N] are distributed."""
+        for sink in self._sinks:
+            sink.lengths(name, values)
+
+    def settings(self, settings: Mapping[str, Setting], judged_by: tuple[str, ...]) -> None:
+        """Show what distinguishes the run from others, and the figures by which they are compared."""
+        for sink in self._sinks:
+            sink.settings(settings, judged_by)
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """Record figures by TensorBoard name that are not of every step, such as those of a validation."""
+        self._figures.write({"step": step, **_known(figures)})
+        for sink in self._sinks:
+            sink.figures(step, figures)
+
+    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
+        """Show a video uint8 [F,H,W,3], RGB, of `fps` frames per second."""
+        for sink in self._sinks:
+            sink.video(name, frames, fps, step)
 
     def step(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""
         figures = metrics.figures
         skipped = {"skipped": True} if metrics.skipped else {}
         self._trained.write({"step": metrics.step, "epochs": metrics.epochs, "ids": metrics.ids, **skipped})
-        # JSON has no word for numbers that are not finite.
-        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._metrics.write({"step": metrics.step, **known})
+        self._metrics.write({"step": metrics.step, **_known(figures)})
         for replaced in metrics.replaced:
             self._replaced.write(asdict(replaced))
             self._print(_instead(replaced))
@@ -51,15 +72,11 @@ class Board:
             self._skipped.write(asdict(metrics.skipped))
             self._print(_left_out(metrics.skipped))
         shown = metrics.step % self._interval == 0 or metrics.step == self._total
-        if self._writer:
-            for name, value in figures.items():
-                # A replaced sample or a skipped step is too rare to be left to the interval.
-                rare = (metrics.replaced and name.startswith("data/")) or (
-                    metrics.skipped and name.startswith("train/")
-                )
-                if shown or rare:
-                    self._writer.add_scalar(name, value, metrics.step)
-            self._writer.flush()
+        # A replaced sample or a skipped step is too rare to be left to the interval.
+        rare = ("data/",) * bool(metrics.replaced or metrics.skipped) + ("train/",) * bool(metrics.skipped)
+        points = {name: value for name, value in figures.items() if shown or name.startswith(rare)}
+        for sink in self._sinks if points else ():
+            sink.figures(metrics.step, points)
         if shown:
             self._print(_line(metrics.step, self._total, figures))
 
@@ -72,11 +89,16 @@ class Board:
         """Flush and close all sinks."""
         for log in self._logs:
             log.close()
-        if self._writer:
-            self._writer.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
+
+
+def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON takes them, which has no word for numbers that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _instead(replaced: Replaced) -> str:

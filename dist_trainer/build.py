@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,8 @@ from dist_trainer.model.engine import Engine
 from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.model import load_transformer
 from dist_trainer.model.optim import make_optimizer
+from dist_trainer.model.start import Start
+from dist_trainer.model.starting import start_adapter
 from dist_trainer.rundir import RunState
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
@@ -28,11 +32,12 @@ from shards.storage.cache import Cache
 
 @dataclass(frozen=True)
 class Data:
-    """The dataset of a run, its plan, and how the plan is fed."""
+    """The dataset of a run, its plan, how the plan is fed, and the config.json of the model it is for."""
 
     dataset: Dataset
     plan: Plan
     feeding: Feeding
+    transformer: Mapping[str, Any]
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:
@@ -62,17 +67,22 @@ def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
         planned.shape.text_width,
         config.batching.loss_weighting,
     )
-    return Data(dataset, planned.plan, feeding)
+    return Data(dataset, planned.plan, feeding, planned.transformer)
 
 
-def build_engine(config: RunConfig, world: World) -> Engine:
-    """The model, with its adapter in lora mode, in the engine."""
+def build_engine(config: RunConfig, world: World, start: Start | None = None) -> Engine:
+    """The model, with its adapter in lora mode, in the engine; its weights are those of `start` where it has them."""
     ds_config = deepspeed_config(config, world.device.type == "cuda")
-    model = load_transformer(config.model.model_source, dtype_of(config), ds_config, world.rank)
+    whole = start if start and start.kind == "full" else None
+    model = load_transformer(config.model.model_source, dtype_of(config), ds_config, world.rank, whole)
     if config.model.training_mode == "lora":
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
         lora = config.lora
         add_adapter(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, config.seed)
+        if start and start.kind == "adapter":
+            for note in start_adapter(model, start, lora):
+                if world.is_main:
+                    print(f"note: {note}", flush=True)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # The base is on its device already (zero.Init puts it there); DeepSpeed will not move the rest.

@@ -1,4 +1,4 @@
-"""ltx-train: train, look at a config, export."""
+"""ltx-train: train, look at a config, export, push."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ app = typer.Typer(
 
 _Config = Annotated[Path, typer.Argument(help="YAML file of the run")]
 _Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to replace")]
+_Run = Annotated[Path, typer.Argument(help="output folder of a run")]
+_Step = Annotated[int | None, typer.Option(help="checkpoint to export; the newest by default")]
 
 
 @app.command("run")
@@ -39,19 +41,62 @@ def config_command(config: _Config, overrides: _Overrides = None) -> None:
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="output folder of a run")],
-    step: Annotated[int | None, typer.Option(help="checkpoint to export; the newest by default")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16 or fp32, of a full model's weights")] = None,
+    run: _Run,
+    step: _Step = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="diffusers, comfyui or both; by default both for a LoRA, else diffusers"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16 or fp32; by default fp32 for a LoRA, else what the run computed in"),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="a LoRA in its base's weights, as a full model")
+    ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")
+    ] = False,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            help="link or copy: put the base's other parts beside a full model, for from_pretrained"
+        ),
+    ] = None,
 ) -> None:
-    """Write a checkpoint's weights as files that diffusers opens."""
+    """Write a checkpoint's weights as files that diffusers and ComfyUI open."""
+    _one_of("--format", formats, ("diffusers", "comfyui", "both"))
+    _one_of("--dtype", dtype, ("bf16", "fp32"))
+    _one_of("--pipeline", pipeline, ("link", "copy"))
+    if pipeline and formats == "comfyui":
+        raise InputError("--pipeline: is diffusers' layout; leave --format comfyui out, or use both")
     import torch
 
-    from dist_trainer.export import export
+    from dist_trainer.exporting.export import Wanted, export
 
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if dtype is not None and dtype not in dtypes:
-        raise InputError(f"--dtype {dtype}: use bf16 or fp32")
-    print(export(run, step, dtypes[dtype] if dtype else None))
+    kind = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    print(export(run, step, Wanted(formats, kind, merge, pipeline, ema)))  # type: ignore[arg-type]
+
+
+@app.command("push")
+def push_command(
+    run: _Run,
+    step: _Step = None,
+    to: Annotated[
+        str | None, typer.Option(help="repository, owner/name; the config's hub_model_id by default")
+    ] = None,
+) -> None:
+    """Upload a run's export, with a model card, curves and sample videos, to the Hugging Face hub."""
+    from dist_trainer.hub.push import push
+
+    print(push(run, step, to))
+
+
+def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise InputError(f"{option} {value}: use {', '.join(known[:-1])} or {known[-1]}")
 
 
 def main() -> None:

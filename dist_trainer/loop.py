@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from dist_trainer.build import Data
 from dist_trainer.feed.collate import Pack
 from dist_trainer.feed.feed import Fed
-from dist_trainer.metrics import ReducedStep, StepMetrics, StepSums
+from dist_trainer.gauge import Gauge, faults
+from dist_trainer.metrics import StepMetrics, StepSums
 from dist_trainer.model.engine import Engine
 from dist_trainer.model.loss import sample_sums
-from dist_trainer.replaced import Ledger, Replaced
-from dist_trainer.skipped import Skipped, Skips
+from dist_trainer.replaced import Ledger
+from dist_trainer.skipped import Skips
 from dist_trainer.stop import Requests, Wish
 from dist_trainer.watch import progress
-from shards.dataset.manifest import Manifest
 from shards.errors import DamagedSample
 from shards.hashing import mix
-from shards.plan import Plan
 
 
 @dataclass(frozen=True)
 class Events:
-    """What happens around a step: its learning rate, who is told when it is done, who saves.
+    """What happens around a step: its learning rate, who is told when it is done, who saves, who looks at the model.
 
-    `on_save` gets what is asked, and returns what is asked when it has ended; alike on every rank.
-    `steps` is the last step of the run.
+    `on_save` gets what is asked, and returns what is asked when it has ended; alike on every rank. So does
+    `on_validate`, which comes after it, and before the first step. `start` is the step the run goes on from, `steps`
+    the last one.
     """
 
     learning_rate: Callable[[int], float]
     on_step: Callable[[StepMetrics], None]
     on_save: Callable[[int, Wish], Wish]
+    on_validate: Callable[[int], Wish]
+    start: int
     steps: int
 
 
 def train(
     engine: Engine,
     fed: Iterator[Fed],
-    plan: Plan,
-    manifest: Manifest,
+    data: Data,
+    gauge: Gauge,
     ledger: Ledger,
     skips: Skips,
     events: Events,
@@ -57,6 +60,8 @@ def train(
     has met more damaged samples than it may, or skipped more steps one after the other.
     """
     requests.begin()
+    if (wish := events.on_validate(events.start)) >= Wish.COME_BACK:
+        return wish
     began = time.perf_counter()
     waited = 0.0
     sums: StepSums | None = None
@@ -70,27 +75,30 @@ def train(
         ledger.tell(engine.world.rank, item.damaged)
         damaged.update(item.damaged)
         # For lora.dropout, the one thing drawn by rank: a resumed run draws it as the uninterrupted one would have.
-        torch.manual_seed(int(mix(plan.seed, step.index, item.micro.index, engine.world.rank)))
+        torch.manual_seed(int(mix(data.plan.seed, step.index, item.micro.index, engine.world.rank)))
         _micro_step(engine, item, sums, dtype)
         if not item.micro.last:
             continue
-        reduced = sums.reduce(waited, requests.wish())
-        reduced.check(step, manifest.keys)
+        reduced = sums.reduce(waited, engine.clock.take(), requests.wish())
+        reduced.check(step, data.dataset.manifest.keys)
         replaced = ledger.settle(step, reduced.rows, damaged)
         learning_rate = events.learning_rate(step.index)
         norm = engine.step(learning_rate)
         skipped = skips.settle(step, reduced.rows, reduced.losses, norm)
         elapsed = time.perf_counter() - began
-        figures = _figures(item, plan, reduced, elapsed) | _faults(skips, skipped, ledger, replaced)
+        figures = gauge.figures(item.micro, reduced, elapsed)
+        figures |= faults(step, skips, skipped, ledger, replaced)
         figures |= {"train/learning_rate": learning_rate, "train/grad_norm": norm}
-        ids, epochs = manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
+        ids, epochs = data.dataset.manifest.ids[reduced.rows].tolist(), step.epochs.tolist()
         events.on_step(StepMetrics(step.index + 1, epochs, ids, figures, replaced, skipped))
         skips.check()
         requests.stepped(elapsed)
         wish = events.on_save(step.index + 1, reduced.wish)
-        began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
         if wish >= Wish.COME_BACK and step.index + 1 < events.steps:
             return wish
+        if (wish := events.on_validate(step.index + 1)) >= Wish.COME_BACK:
+            return wish
+        began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
     return Wish.NONE
 
 
@@ -102,37 +110,6 @@ def _micro_step(engine: Engine, item: Fed, sums: StepSums, dtype: torch.dtype) -
     engine.backward(weighted.sum() * engine.world.size, item.micro.last)
     if len(item.micro.positions):
         sums.add(pack.positions, weighted, item.rows)
-
-
-def _figures(item: Fed, plan: Plan, reduced: ReducedStep, elapsed_s: float) -> dict[str, float]:
-    """The step's figures by TensorBoard name, learning rate and gradient norm aside."""
-    step, layout = item.micro.step, item.micro.layout
-    tokens = plan.tokens[step.rows]
-    heaviest = item.micro.loads.max(axis=1) / item.micro.loads.mean(axis=1)
-    return {
-        "train/loss": reduced.loss,
-        "speed/tokens_per_s": float(tokens.sum()) / elapsed_s,
-        "speed/samples_per_s": len(step.rows) / elapsed_s,
-        "time/step_s": elapsed_s,
-        "time/data_wait_s": reduced.data_wait_s,
-        "pack/efficiency": layout.useful,
-        "pack/balance": float(heaviest.mean()),
-        "pack/micro_steps": float(len(layout.packs)),
-        "pack/idle": layout.idle,
-        "memory/peak_gib": reduced.peak_bytes / 2**30,
-    }
-
-
-def _faults(
-    skips: Skips, skipped: Skipped | None, ledger: Ledger, replaced: Sequence[Replaced]
-) -> dict[str, float]:
-    """What went wrong in the step, and so far, by TensorBoard name."""
-    return {
-        "train/skipped": float(skipped is not None),
-        "train/skipped_total": float(skips.total),
-        "data/replaced": float(len(replaced)),
-        "data/replaced_total": float(ledger.total),
-    }
 
 
 def _timed(items: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:

@@ -15,6 +15,8 @@ from dist_trainer.skipped import Skipped
 from dist_trainer.stop import Wish
 from shards.plan import Step
 
+_READINGS = 3
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -39,9 +41,9 @@ class StepSums:
 
     def __init__(self, samples: int, ranks: int, rank: int, device: torch.device) -> None:
         self._samples, self._ranks, self._rank = samples, ranks, rank
-        # Three entries per sample (weighted loss, times trained, manifest row), two per rank (data wait, memory), and
-        # how many ranks have each wish.
-        entries = 3 * samples + 2 * ranks + len(Wish)
+        # Three entries per sample (weighted loss, times trained, manifest row), three per rank (data wait, memory, time
+        # computed), and how many ranks have each wish.
+        entries = 3 * samples + _READINGS * ranks + len(Wish)
         self._sums = torch.zeros(entries, dtype=torch.float64, device=device)
 
     def add(self, positions: torch.Tensor, weighted: torch.Tensor, rows: np.ndarray) -> None:
@@ -55,22 +57,24 @@ class StepSums:
         found = torch.from_numpy(rows).to(torch.float64).to(sums.device, non_blocking=True)
         sums.index_add_(0, positions + 2 * self._samples, found)
 
-    def reduce(self, data_wait_s: float, wish: Wish = Wish.NONE) -> ReducedStep:
+    def reduce(self, data_wait_s: float, computed_s: float, wish: Wish = Wish.NONE) -> ReducedStep:
         """Sum over all ranks; every rank gets the same result, and with it the greatest wish of all."""
-        own = 3 * self._samples + 2 * self._rank
+        own = 3 * self._samples + _READINGS * self._rank
         self._sums[own] = data_wait_s
         self._sums[own + 1] = _peak_bytes(self._sums.device)
+        self._sums[own + 2] = computed_s
         self._sums[wish - len(Wish)] += 1
         torch_dist.all_reduce(self._sums)
         sums = self._sums.cpu().numpy()
         losses, trained, rows = sums[: 3 * self._samples].reshape(3, self._samples)
-        readings = sums[3 * self._samples : -len(Wish)].reshape(self._ranks, 2)
+        readings = sums[3 * self._samples : -len(Wish)].reshape(self._ranks, _READINGS)
         return ReducedStep(
             losses=losses,
             trained=trained,
             rows=rows.astype(np.int64),
             data_wait_s=float(readings[:, 0].max()),
             peak_bytes=float(readings[:, 1].max()),
+            computed_s=readings[:, 2],
             wish=Wish(int(np.flatnonzero(sums[-len(Wish) :])[-1])),
         )
 
@@ -78,7 +82,7 @@ class StepSums:
 @dataclass(frozen=True)
 class ReducedStep:
     """A step over all ranks: weighted loss [B], times trained [B] and manifest row [B] int64 of each sample as it was
-    trained; largest data wait and memory peak; the greatest wish.
+    trained; largest data wait and memory peak; seconds [R] that each rank computed; the greatest wish.
     """
 
     losses: np.ndarray
@@ -86,6 +90,7 @@ class ReducedStep:
     rows: np.ndarray
     data_wait_s: float
     peak_bytes: float
+    computed_s: np.ndarray
     wish: Wish = Wish.NONE
 
     @property

@@ -46,6 +46,9 @@ class RunState:
     optimizer: str
     lora_alpha: int | None
     version: str
+    holdout: float = 0.0
+    load_checkpoint: str | None = None
+    started_from: dict[str, str] | None = None  # what load_checkpoint stood for at the first launch
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class RunFolder:
     def exports(self) -> Path:
         """Folder of the exported weights."""
         return self.root / "exports"
+
+    @property
+    def facts(self) -> Path:
+        """What exports tell of the data: trigger word, how much smaller references are."""
+        return self.root / "facts.json"
+
+    @property
+    def prompts(self) -> Path:
+        """Folder of what sample videos are made from, encoded."""
+        return self.root / "validation"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the sample videos, a folder for each step in it."""
+        return self.root / "samples"
 
     @property
     def tensorboard(self) -> Path:
@@ -93,6 +111,11 @@ class RunFolder:
     def saves(self) -> Path:
         """One JSON line per checkpoint saved: time, step, and how many seconds it took."""
         return self.root / "logs" / "saves.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """One JSON line per measurement that is not of every step: held-out losses, and how long such things took."""
+        return self.root / "logs" / "figures.jsonl"
 
     @property
     def jobs(self) -> Path:

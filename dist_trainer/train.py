@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 from dist_trainer import dist
-from dist_trainer.board import Board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
-from dist_trainer.checkpoints.due import expect_saves, save_as_asked
+from dist_trainer.checkpoints.due import expect_saves
 from dist_trainer.checkpoints.resume import resume
 from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
+from dist_trainer.dashboard import check_sinks, open_board
 from dist_trainer.dist import Gathering
-from dist_trainer.export import export
-from dist_trainer.feed.data import open_data, run_state
-from dist_trainer.feed.feed import loader, micro_steps
-from dist_trainer.loop import Events, train
-from dist_trainer.metrics import StepMetrics
+from dist_trainer.events import Begun, open_events, open_looks
+from dist_trainer.exporting.during import EXPORT_S, export_end
+from dist_trainer.exporting.facts import keep_facts
+from dist_trainer.feed.data import open_parts, run_state
+from dist_trainer.feed.feed import Fed, loader, micro_steps
+from dist_trainer.gauge import Gauge
+from dist_trainer.hub.access import check_hub
+from dist_trainer.hub.push import push_end
+from dist_trainer.loop import train
 from dist_trainer.model.deepspeed_config import deepspeed_config
-from dist_trainer.model.engine import Engine, check_settings
+from dist_trainer.model.ema import Ema
+from dist_trainer.model.engine import check_settings
 from dist_trainer.model.family import vae_of
+from dist_trainer.model.starting import decided_start
 from dist_trainer.output import print_on
 from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
 from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
 from dist_trainer.rundir import RunFolder, RunState, write_text
-from dist_trainer.schedule import lr_at
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
+from dist_trainer.utilization import utilization
+from dist_trainer.validation.prompts import encode_cases
 from dist_trainer.watch import progress
 from dist_trainer.watch.failure import fail
 from dist_trainer.watch.watch import Watch
@@ -48,7 +56,6 @@ from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
 
-EXPORT_S = 12 * 3600.0  # tens of GB on a slow disk; the watch sees an export that stands still
 LEAVING_S = 60.0  # for the end of torch.distributed, when all work is done
 
 
@@ -58,64 +65,51 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     Returns NONE when all steps are done, else why it stopped before.
     """
     folder = RunFolder(Path(config.output_dir))
-    dataset, state = look_here(config, folder, gathering)
+    dataset, held_out, state, before = look_here(config, folder, gathering)
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(folder.hold(folder.follows(os.environ)))
         check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
         data = build_data(config, dataset, state)
-        agree(data, gathering)
+        agree(data, held_out, gathering)
         announce(config, data, world)
+        check_hub(config, before is not None, gathering)
+        cases = encode_cases(config, data, folder, gathering)
         progress.doing("loading the model")
-        engine = build_engine(config, world)
+        origin, read = decided_start(config, before, folder, gathering)
+        engine = build_engine(config, world, read)
         steps = config.optimization.steps
         progress.doing("reading the checkpoint")
-        start = resume(engine, folder, gathering)
+        ema = None if config.optimization.ema_decay is None else Ema(engine, config.optimization.ema_decay)
+        start = resume(engine, ema, folder, gathering)
         expect_saves(requests, folder, world)
         if start >= steps:
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
-        if world.is_main:
-            folder.done.unlink(missing_ok=True)
-            folder.begin(state, dump(config))
-        gathering.meet("run folder")
-        if not folder.appears():
-            raise InputError(
-                f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
-            )
+        kept = before or replace(state, started_from=asdict(origin) if origin else None)
+        begin(config, folder, kept, dataset, gathering)
         limit = config.data.max_damaged_samples
         ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
         skips = open_skips(dataset, config.health.max_skipped_steps, folder, start, gathering)
-        board = open_board(config, folder, start, data) if world.is_main else None
+        board = open_board(config, folder, start, data, engine) if world.is_main else None
         if board:
             stack.callback(board.close)
-        reader = stack.enter_context(open_reader(config, dataset))
-        load_pack = loader(reader, data.plan, dataset, data.feeding, pin=world.device.type == "cuda")
-        items = micro_steps(data.plan, dataset, data.feeding, world, start, steps)
-        fed = stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
-
-        events = open_events(config, engine, folder, board, requests, gathering)
-        manifest = dataset.manifest
-        dtype = dtype_of(config)
-        wish = train(engine, fed, data.plan, manifest, ledger, skips, events, requests, dtype)
-    progress.doing("exporting")
-    if world.is_main and wish is Wish.NONE:
-        written = export(folder.root, steps=None)
-        write_text(folder.done, f"{steps}\n")
-        say(
-            world,
-            f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}",
-        )
-    # The others stay for the export: a launcher may end a job soon after its first process has ended.
-    gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
+        fed = open_feed(config, data, world, start, stack)
+        begun = Begun(config, data, engine, ema, folder, board, requests, gathering, start)
+        events = open_events(begun, open_looks(begun, cases, held_out, stack))
+        gauge = Gauge(data, utilization(config, data.transformer, engine.shapes(), world))
+        wish = train(engine, fed, data, gauge, ledger, skips, events, requests, dtype_of(config))
+    finish(config, folder, wish, gathering)
     return wish
 
 
-def look_here(config: RunConfig, folder: RunFolder, gathering: Gathering) -> tuple[Dataset, RunState]:
-    """The dataset, and what the run fixes or has fixed.
+def look_here(
+    config: RunConfig, folder: RunFolder, gathering: Gathering
+) -> tuple[Dataset, Dataset | None, RunState, RunState | None]:
+    """The dataset, what is held out of it, what the run fixes now, and what it has fixed where it began before.
 
     Raises InputError for what can be refused before a hub is asked, which may take its time, or a model is loaded.
     """
-    world, dataset = gathering.world, open_data(config)
+    world, (dataset, held_out) = gathering.world, open_parts(config)
     # One rank reads it: to another host's file system it may be too new.
     read = folder.read_state() if world.is_main else None
     shared = json.loads(gathering.share("state of the run", json.dumps(read and asdict(read))))
@@ -123,36 +117,52 @@ def look_here(config: RunConfig, folder: RunFolder, gathering: Gathering) -> tup
     state = run_state(config, dataset, world, before)
     if before:
         folder.check_same(before, state)
-    return dataset, before or state
+    return dataset, held_out, state, before
 
 
-def open_events(
-    config: RunConfig,
-    engine: Engine,
-    folder: RunFolder,
-    board: Board | None,
-    requests: Requests,
-    gathering: Gathering,
-) -> Events:
-    """What happens around the steps of a run."""
+def finish(config: RunConfig, folder: RunFolder, wish: Wish, gathering: Gathering) -> None:
+    """Export what was trained, and upload it where that is asked for, if all steps are done; all ranks together."""
+    progress.doing("exporting")
+    if gathering.world.is_main and wish is Wish.NONE:
+        written = export_end(config, folder)
+        steps = config.optimization.steps
+        write_text(folder.done, f"{steps}\n")
+        line = f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
+        say(gathering.world, line)
+        if uploaded := push_end(config, folder):
+            say(gathering.world, uploaded)
+    # The others stay for the export: a launcher may end a job soon after its first process has ended.
+    gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
 
-    def sync_logs() -> None:
-        if board:
-            board.sync()
 
-    def save(step: int, wish: Wish) -> Wish:
-        return save_as_asked(step, wish, config, engine, folder, requests, gathering, sync_logs)
+def begin(
+    config: RunConfig, folder: RunFolder, state: RunState, dataset: Dataset, gathering: Gathering
+) -> None:
+    """Write down what the run is. Raises InputError on a rank that does not see the folder."""
+    world = gathering.world
+    if world.is_main:
+        folder.done.unlink(missing_ok=True)
+        folder.begin(state, dump(config))
+        keep_facts(folder, dataset, references=config.conditioning.mode == "reference_video")
+    gathering.meet("run folder")
+    if not folder.appears():
+        raise InputError(
+            f"output_dir: {folder.root}: rank {world.rank} does not see it; every host needs the same folder"
+        )
 
-    return Events(
-        learning_rate=lambda step: lr_at(step, config.optimization),
-        on_step=board.step if board else _ignore,
-        on_save=save,
-        steps=config.optimization.steps,
-    )
+
+def open_feed(config: RunConfig, data: Data, world: World, start: int, stack: ExitStack) -> Iterator[Fed]:
+    """The micro-steps of this rank from step `start` to the last, loaded ahead until `stack` ends."""
+    reader = stack.enter_context(open_reader(config, data.dataset))
+    load_pack = loader(reader, data.plan, data.dataset, data.feeding, pin=world.device.type == "cuda")
+    items = micro_steps(data.plan, data.dataset, data.feeding, world, start, config.optimization.steps)
+    return stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
 
 
 def announce(config: RunConfig, data: Data, world: World) -> None:
     """Say at start what will be trained, and which settings are not acted on."""
+    if world.is_main:
+        check_sinks(config)
     for notice in notices(config):
         say(world, f"note: {notice}")
     plan, feeding = data.plan, data.feeding
@@ -174,9 +184,10 @@ def announce(config: RunConfig, data: Data, world: World) -> None:
             say(world, f"note: {advised}")
 
 
-def agree(data: Data, gathering: Gathering) -> None:
+def agree(data: Data, held_out: Dataset | None, gathering: Gathering) -> None:
     """Raise InputError unless every rank has rank 0's plan: another dataset or code there would train another step."""
-    own = f"{data.dataset.manifest.fingerprint} {data.plan.fingerprint} {data.feeding}"
+    held = held_out.manifest.fingerprint if held_out else ""
+    own = f"{data.dataset.manifest.fingerprint} {held} {data.plan.fingerprint} {data.feeding}"
     if gathering.share("plan", own) != own:
         raise InputError(
             f"{data.dataset.root}: rank {gathering.world.rank} sees another dataset or plan than rank 0; "
@@ -185,27 +196,16 @@ def agree(data: Data, gathering: Gathering) -> None:
     gathering.meet("plan")
 
 
-def open_board(config: RunConfig, folder: RunFolder, start: int, data: Data) -> Board:
-    """The sinks of the run's figures, with the resolved config shown as text."""
-    board = Board(
-        folder, start, config.tensorboard.enabled, config.tensorboard.interval, config.optimization.steps
-    )
-    board.text("config", dump(config))
-    return board
-
-
 def say(world: World, message: str) -> None:
     """Print one line, from rank 0 of the world only."""
     if world.is_main:
         print(message, flush=True)
 
 
-def _ignore(metrics: StepMetrics) -> None:
-    return None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; its exit code: 0 when trained or stopped for good, 85 to come back, 2 for bad input, else 1."""
+    # What is loaded stays: no collection, nor those that DeepSpeed asks for as it starts, need look at it again.
+    gc.freeze()
     parser = argparse.ArgumentParser(
         prog="dist_trainer.train", description="Train LTX-Video from a YAML config."
     )

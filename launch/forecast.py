@@ -9,11 +9,13 @@ from pathlib import Path
 from dist_trainer.config import RunConfig, notices
 from dist_trainer.feed.data import Planned, make_plan, open_data, run_state
 from dist_trainer.model.family import vae_of
+from dist_trainer.model.start import find_start
 from dist_trainer.model.targets import check_targets
 from dist_trainer.model.weights import shapes_of, stored_tensors
 from dist_trainer.provenance import mismatch
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
+from dist_trainer.validation.request import check as check_videos
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.efficiency import Efficiency, advice, report
@@ -73,7 +75,10 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     # From here on a hub may be asked.
     _check_vae(config, dataset)
     planned = make_plan(config, dataset, state)
+    check_videos(config, dataset, planned.shape.patch)
     _check_model(config)
+    if config.model.load_checkpoint and not before:
+        find_start(config.model.load_checkpoint, config.model.training_mode)
     done = folder.steps_done()
     finished = f"all {done} steps are done; raise optimization.steps to go on"
     return _told(config, planned, ranks, [finished] if done >= config.optimization.steps else [])

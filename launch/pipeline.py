@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_trainer.config import RunConfig
+from dist_trainer.validation.request import check_files
 from launch.job import Command
 from launch.queue import Order, cancel, queue
 from launch.resources import Resources
@@ -43,7 +44,7 @@ class Stage:
 def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[Stage], Prepared]:
     """The chain in its order, train being the third, and what its training is. Writes nothing.
 
-    Raises InputError where the table is not there, or the config names no dataset to make.
+    Raises InputError where the table or a file for sample videos is not there, or the config names no dataset to make.
     """
     out = config.data.preprocessed_data_root
     if not out:
@@ -52,6 +53,7 @@ def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[St
         )
     if not Path(data.table).is_file():
         raise InputError(f"--table {data.table}: no such file")
+    check_files(config)
     training = prepare([config], replace(resources, dependency=None), Path(config.output_dir))
     run = training.runs[0]
     encode = (

@@ -27,6 +27,7 @@ from shards.errors import InputError
 
 FORMAT = 1
 MASTER = "master"
+EMA = "ema"  # the running mean of the weights, where a run keeps one
 _CHUNK_BYTES = 16 << 20
 # What a file system says of a file that is gone or that its disk cannot give back; anything else may pass.
 _LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG)

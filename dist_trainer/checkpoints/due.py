@@ -9,6 +9,7 @@ from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.checkpoints.saving import NoRoom, Piece, save
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
+from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import Requests, Wish, agreed
@@ -30,24 +31,27 @@ def save_as_asked(
     wish: Wish,
     config: RunConfig,
     engine: Engine,
+    ema: Ema | None,
     folder: RunFolder,
     requests: Requests,
     gathering: Gathering,
     sync_logs: Callable[[], None],
+    on_saved: Callable[[float], None],
 ) -> Wish:
     """Save after a step where that is due; returns what is wished for then, alike on every rank.
 
     `sync_logs` brings the run's logs down to the disk before a save: a checkpoint must not outlive the record of what
-    led to it. Raises InputError as `save_if_due` does.
+    led to it. `on_saved` gets the seconds a save took. Raises InputError as `save_if_due` does.
     """
     main = gathering.world.is_main
     # Asked before the save: it makes the lead another one.
     why = requests.reason(wish) if main and wish is not Wish.NONE else ""
     began = time.perf_counter()
-    saved = save_if_due(step, wish, config, engine, folder, gathering, sync_logs)
+    saved = save_if_due(step, wish, config, engine, ema, folder, gathering, sync_logs)
     seconds = time.perf_counter() - began
     if saved:
         requests.saved(seconds)
+        on_saved(seconds)
         if main:
             append(folder.saves, {"time": time.time(), "step": step, "seconds": seconds})
             _say(requests.warning())
@@ -62,11 +66,18 @@ def save_as_asked(
     return wish
 
 
+def is_saved(step: int, folder: RunFolder, gathering: Gathering) -> bool:
+    """Whether a step's checkpoint is there, as rank 0 sees it; alike on every rank, which ask together."""
+    there = gathering.world.is_main and step in complete_steps(folder.checkpoints)
+    return gathering.share("whether the step is saved", "saved" if there else "") != ""
+
+
 def save_if_due(
     step: int,
     wish: Wish,
     config: RunConfig,
     engine: Engine,
+    ema: Ema | None,
     folder: RunFolder,
     gathering: Gathering,
     sync_logs: Callable[[], None],
@@ -87,7 +98,8 @@ def save_if_due(
     def pieces() -> Iterator[Piece]:
         for piece in engine.slices():
             progress.moved()
-            yield piece.name, piece.start, piece.stop, engine.read(piece)
+            averaged = ema.read(piece) if ema else {}
+            yield piece.name, piece.start, piece.stop, engine.read(piece) | averaged
 
     keep = config.checkpoints.keep_last_n
     try:

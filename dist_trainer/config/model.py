@@ -33,7 +33,8 @@ class ModelConfig(Block):
     )
     load_checkpoint: UserPath | None = Field(
         default=None,
-        description="Weights to start from instead of the base model's: a file, or a folder of them.",
+        description="Weights to start from: a LoRA (diffusers' or ComfyUI's keys) or a whole model, as a .safetensors "
+        "file, a folder (its newest file, by the number after step_), or a run's folder.",
     )
     causal_positions: bool = Field(
         default=False,

@@ -17,8 +17,6 @@ def notices(config: RunConfig) -> list[str]:
 
 
 def _training(config: RunConfig) -> Iterator[str]:
-    if config.model.load_checkpoint is not None:
-        yield "model.load_checkpoint: not used yet; training starts from model.model_source"
     if config.lora is not None and config.model.training_mode == "full":
         yield "lora: not used, model.training_mode is full"
     elif config.lora is not None and config.lora.dropout > 0:
@@ -34,8 +32,6 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "acceleration.mixed_precision_mode: fp16 runs as bf16"
     if acceleration.quantization not in (None, "no_change"):
         yield f"acceleration.quantization: not used yet; the base model stays in {acceleration.precision}"
-    if acceleration.load_text_encoder_in_8bit:
-        yield "acceleration.load_text_encoder_in_8bit: not used; training loads no text encoder"
     if acceleration.precision == "bf16" and config.deepspeed.stage == 0:
         yield "deepspeed.stage: 0 runs as 1 in bf16, which shards the optimizer's state"
     if acceleration.compile_with_inductor:
@@ -70,12 +66,11 @@ def _sizes(config: RunConfig) -> Iterator[str]:
 
 
 def _outputs(config: RunConfig) -> Iterator[str]:
-    if config.validation.prompts and config.validation.interval is not None:
-        yield "validation.prompts: not used yet; this version makes no sample videos"
-    if config.hub.push_to_hub:
-        yield f"hub.push_to_hub: not done yet; upload the run's exports to {config.hub.hub_model_id} yourself"
-    if config.wandb.enabled:
-        yield "wandb.enabled: not used yet; curves go to TensorBoard and metrics.jsonl"
+    if config.validation.reference_videos and config.conditioning.mode == "none":
+        yield "validation.reference_videos: not used, conditioning.mode is none"
+    validation = config.validation
+    if validation.holdout_interval is not None and not validation.holdout and not validation.holdout_data:
+        yield "validation.holdout_interval: not used, nothing is held out; set validation.holdout or holdout_data"
 
 
 def _risks(config: RunConfig) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dist_trainer.config.block import Block
+from dist_trainer.config.block import Block, UserPath
 
 _Size = Annotated[int, Field(gt=0)]
 
@@ -19,13 +19,18 @@ class ValidationConfig(Block):
         default="worst quality, inconsistent motion, blurry, jittery, distorted",
         description="What to steer away from.",
     )
-    images: tuple[str, ...] | None = Field(default=None, description="First frames, one for each prompt.")
-    reference_videos: tuple[str, ...] | None = Field(
+    images: tuple[UserPath, ...] | None = Field(
+        default=None, description="First frames, one for each prompt: picture files."
+    )
+    reference_videos: tuple[UserPath, ...] | None = Field(
         default=None,
         description="References, one for each prompt. Required for conditioning.mode reference_video.",
     )
     video_dims: tuple[_Size, _Size, _Size] = Field(
         default=(704, 480, 161), description="Width and height in pixels, and frames."
+    )
+    frame_rate: float = Field(
+        default=25.0, gt=0.0, description="Frames per second that the model is told, and of the files."
     )
     seed: int = Field(default=42, ge=0, description="Seed of the sample videos' noise.")
     inference_steps: int = Field(default=50, gt=0, description="Denoising steps.")
@@ -35,6 +40,21 @@ class ValidationConfig(Block):
         default=3.5, ge=1.0, description="Strength of classifier-free guidance; 1: none."
     )
     skip_initial_validation: bool = Field(default=False, description="No validation before the first step.")
+    holdout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the samples that is never trained; the loss on them is measured. 0: none.",
+    )
+    holdout_data: UserPath | None = Field(
+        default=None, description="Measure the loss on this dataset instead of a share of the training data."
+    )
+    holdout_interval: int | None = Field(
+        default=None, gt=0, description="Steps between measurements of the held-out loss; null: as interval."
+    )
+    holdout_samples: int = Field(
+        default=256, gt=0, description="Measure the loss of at most so many held-out samples."
+    )
 
 
 class CheckpointsConfig(Block):
@@ -44,12 +64,19 @@ class CheckpointsConfig(Block):
         default=None, gt=0, description="Steps between checkpoints; null: only the one at the end."
     )
     keep_last_n: int = Field(default=1, ge=-1, description="How many of the newest to keep; -1 or 0: all.")
+    export: Literal["none", "diffusers", "comfyui", "both"] = Field(
+        default="none",
+        description="Export the weights with each checkpoint, for these programs; exports are never deleted. The end "
+        "of the run exports them in any case.",
+    )
 
 
 class HubConfig(Block):
     """Block `hub`."""
 
-    push_to_hub: bool = Field(default=False, description="Upload what was trained to the Hugging Face hub.")
+    push_to_hub: bool = Field(
+        default=False, description="Upload what was trained to the Hugging Face hub, at the end."
+    )
     hub_model_id: str | None = Field(default=None, description="Repository to upload to, owner/name.")
 
 
@@ -68,3 +95,9 @@ class TensorboardConfig(Block):
 
     enabled: bool = Field(default=True, description="Write events to the run's tensorboard folder.")
     interval: int = Field(default=1, gt=0, description="Steps between points.")
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="What one device can compute, TFLOP/s: speed/mfu is a share of it. null: known for common GPUs "
+        "in bf16, else that figure is left out.",
+    )

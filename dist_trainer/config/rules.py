@@ -60,6 +60,14 @@ def _validation(config: Blocks) -> Iterator[Problem]:
             "([] when there are none)",
             others=(_CONDITION,),
         )
+    if config.validation.holdout_data is not None and config.validation.holdout:
+        yield Problem(
+            ("validation", "holdout_data"),
+            "held-out samples come from one place: set this to null, or validation.holdout to 0",
+            config.validation.holdout_data,
+            show=True,
+            others=(("validation", "holdout"),),
+        )
     wanted = len(config.validation.prompts)
     for path, given in (
         (("validation", "images"), config.validation.images),

@@ -97,6 +97,13 @@ class OptimizationConfig(Block):
         description="linear: start_factor, end_factor. cosine: eta_min. cosine_with_restarts: T_0, T_mult, "
         "eta_min. polynomial: power.",
     )
+    ema_decay: float | None = Field(
+        default=None,
+        ge=0.0,
+        lt=1.0,
+        description="Keep a running mean of the weights, each update adding 1 - ema_decay of the new ones (0.999 for "
+        "runs of thousands of steps); it is saved, measured and shown beside them. null: none.",
+    )
     enable_gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass: less memory, about a third slower.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_trainer.config import RunConfig
+from dist_trainer.feed.holdout import check_apart, split
 from dist_trainer.model.family import FAMILIES, read_config
 from dist_trainer.model.ltx.shape import Shape
 from dist_trainer.rundir import RunState
@@ -33,7 +34,25 @@ class Planned:
 
 
 def open_data(config: RunConfig) -> Dataset:
-    """The dataset the config names. Raises InputError when there is none."""
+    """The samples that the config trains. Raises InputError when there are none."""
+    return open_parts(config)[0]
+
+
+def open_parts(config: RunConfig) -> tuple[Dataset, Dataset | None]:
+    """The samples that the config trains, and those that it holds out, where it does. Raises InputError as they may."""
+    training = _open_training(config)
+    validation = config.validation
+    if validation.holdout_data is not None:
+        try:
+            heldout = open_dataset(validation.holdout_data)
+        except InputError as error:
+            raise InputError(f"validation.holdout_data: {error}") from error
+        check_apart(training, heldout)
+        return training, heldout
+    return split(training, config.seed, validation.holdout) if validation.holdout else (training, None)
+
+
+def _open_training(config: RunConfig) -> Dataset:
     if not config.data.preprocessed_data_root:
         raise InputError(
             "data.preprocessed_data_root: required; name a dataset that `ltx-shards encode` wrote"
@@ -58,6 +77,8 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
         loss_weighting=config.batching.loss_weighting,
         dataset=dataset.manifest.fingerprint,
         model_source=config.model.model_source,
+        load_checkpoint=config.model.load_checkpoint,
+        started_from=before.started_from if before else None,
         training_mode=config.model.training_mode,
         conditioning_mode=config.conditioning.mode,
         first_frame_conditioning_p=config.conditioning.first_frame_conditioning_p,
@@ -66,6 +87,7 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
         optimizer="sgd" if config.optimization.optimizer_type == "sgd" else "adamw",
         lora_alpha=config.lora.alpha if config.lora and config.model.training_mode == "lora" else None,
         version=__version__,
+        holdout=config.validation.holdout,
     )
 
 
@@ -73,7 +95,7 @@ def make_plan(config: RunConfig, dataset: Dataset, state: RunState) -> Planned:
     """The plan of a run. Raises InputError when dataset, model and batching do not fit each other."""
     transformer = read_config(config.model.model_source)
     shape = FAMILIES[transformer["_class_name"]].shape(transformer)
-    _check_fit(config, dataset, shape.channels, shape.text_width)
+    check_fit(config, dataset, shape)
     tokens = dataset.manifest.tokens(shape.patch)
     if config.conditioning.mode == "none":
         tokens = dataset.manifest.target_tokens(shape.patch)
@@ -85,17 +107,18 @@ def make_plan(config: RunConfig, dataset: Dataset, state: RunState) -> Planned:
     )
 
 
-def _check_fit(config: RunConfig, dataset: Dataset, channels: int, text_width: int) -> None:
+def check_fit(config: RunConfig, dataset: Dataset, shape: Shape) -> None:
+    """Raise InputError where the model of `shape`, or the config's conditioning, cannot use the dataset."""
     root = dataset.root
-    if dataset.info.channels != channels:
+    if dataset.info.channels != shape.channels:
         raise InputError(
             f"{root}: latents have {dataset.info.channels} channels, the transformer of "
-            f"{config.model.model_source} takes {channels}; encode the dataset with this model's VAE"
+            f"{config.model.model_source} takes {shape.channels}; encode the dataset with this model's VAE"
         )
-    if dataset.info.text_width != text_width:
+    if dataset.info.text_width != shape.text_width:
         raise InputError(
             f"{root}: text embeddings are {dataset.info.text_width} wide, the transformer of "
-            f"{config.model.model_source} takes {text_width}; encode the dataset with this model's text encoder"
+            f"{config.model.model_source} takes {shape.text_width}; encode the dataset with this model's text encoder"
         )
     if config.conditioning.mode == "reference_video":
         lacking = dataset.manifest.keys[~dataset.manifest.references.any(axis=(1, 2))]

@@ -46,7 +46,8 @@ class Feeding:
 class MicroStep:
     """One micro-step as this rank sees it: `positions` int64 [S] into the step's samples (none: an idle rank).
 
-    `weights` float64 [B]: of the step's samples in its loss. `loads` int64 [micro-steps, ranks]: cost of all packs.
+    Of the step's samples: `weights` float64 [B] of their sums of squared errors in its loss, `shares` float64 [B] of
+    their means, together 1. `loads` int64 [micro-steps, ranks]: cost of all packs.
     """
 
     step: Step
@@ -54,6 +55,7 @@ class MicroStep:
     index: int
     positions: np.ndarray
     weights: np.ndarray
+    shares: np.ndarray
     loads: np.ndarray
 
     @property
@@ -84,20 +86,23 @@ def micro_steps(
     for k in range(start, stop):
         step = plan.step(k)
         layout = pack(plan.tokens[step.rows], cost[step.rows], world.size, feeding.cap)
-        weights = step_weights(step, dataset, feeding)
+        weights, shares = step_weights(step, dataset, feeding)
         carried = loads(layout, cost[step.rows])
         for index, packs in enumerate(layout.packs):
-            yield MicroStep(step, layout, index, packs[world.rank], weights, carried)
+            yield MicroStep(step, layout, index, packs[world.rank], weights, shares, carried)
 
 
-def step_weights(step: Step, dataset: Dataset, feeding: Feeding) -> np.ndarray:
-    """Loss weights float64 [B] of a step's samples, from the manifest and the first-frame coins alone."""
+def step_weights(step: Step, dataset: Dataset, feeding: Feeding) -> tuple[np.ndarray, np.ndarray]:
+    """Loss weights float64 [B] of a step's samples, of their sums and of their means, from the manifest and the
+    first-frame coins alone.
+    """
     recipe, manifest = feeding.recipe, dataset.manifest
     coins = flow.coins(recipe.seed, step.epochs, manifest.ids[step.rows], recipe.first_frame_p)
     elements = [
         _elements(dataset, recipe, int(row), bool(coin)) for row, coin in zip(step.rows, coins, strict=True)
     ]
-    return loss_weights(elements, feeding.weighting)
+    weights = loss_weights(elements, feeding.weighting)
+    return weights, weights * np.asarray(elements, dtype=np.float64)
 
 
 def _elements(dataset: Dataset, recipe: Recipe, row: int, coin: bool) -> int:

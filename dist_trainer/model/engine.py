@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import deepspeed
 from pydantic import ValidationError
 
 from dist_trainer.checkpoints.checkpoint import MASTER
+from dist_trainer.model.clock import Clock
 from dist_trainer.world import World
 from shards.errors import InputError
 
@@ -66,16 +67,16 @@ def sharded_construction(ds_config: dict[str, Any]) -> contextlib.AbstractContex
     return deepspeed.zero.Init(config_dict_or_path=ds_config)
 
 
-def fill(parameter: Any, stored: torch.Tensor, rank: int) -> None:
-    """Set a parameter from its stored tensor (memory-mapped: only the part this rank keeps is read)."""
+def fill(parameter: Any, read: Callable[[int, int], torch.Tensor], rank: int) -> None:
+    """Set a parameter from what `read` gives: elements [start, stop) of it, flat; only those this rank keeps."""
     if not hasattr(parameter, "ds_tensor"):
-        parameter.data.copy_(stored)
+        parameter.data.copy_(read(0, parameter.numel()).view(parameter.shape))
         return
     part = parameter.ds_tensor
     start = min(rank * part.ds_numel, parameter.ds_numel)
     stop = min(start + part.ds_numel, parameter.ds_numel)
     if stop > start:
-        part.data[: stop - start].copy_(stored.reshape(-1)[start:stop])
+        part.data[: stop - start].copy_(read(start, stop))
 
 
 class Engine:
@@ -99,10 +100,25 @@ class Engine:
             model_parameters=list(self._trainable.values()),
             config=ds_config,
         )
+        self.clock = Clock(world.device)
+        if self.stage == 3:
+            coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+            coordinator.fetch_sub_module = self.clock.without(coordinator.fetch_sub_module)
 
     def forward(self, *inputs: Any) -> torch.Tensor:
         """The packed forward of the model."""
-        return self._engine(*inputs)
+        with self.clock.running():
+            return self._engine(*inputs)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it, `forward` is for looking only: no gradients, no dropout. All ranks enter and leave together."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Back-propagate one micro-step; `last` says that it is the step's last. Every rank must agree on it.
@@ -157,6 +173,14 @@ class Engine:
             if key != "step" and torch.is_tensor(value) and value.numel() == master.numel():
                 found[key] = value.reshape(-1)[offset : offset + length]
         return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in found.items()}
+
+    def masters(self) -> dict[Slice, torch.Tensor]:
+        """The float32 master weights of all slices this rank holds, flat: the weights themselves, where they lie."""
+        found = {}
+        for piece in self._held():
+            master, _, offset = self._locate(piece)
+            found[piece] = master.detach().reshape(-1)[offset : offset + piece.stop - piece.start]
+        return found
 
     def restore(self, load: Callable[[Slice], dict[str, torch.Tensor]], steps: int) -> None:
         """Set the slices this rank holds from `load` and the optimizer's count of steps; the opposite of `read`.

@@ -58,11 +58,17 @@ def adapter_state(gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `gathered`: whole tensors by parameter name (`....to_q.lora_A.default.weight`), the base's are left out.
     Returns e.g. `....to_q.lora_A.weight`: [rank, in]; `....to_q.lora_B.weight`: [out, rank].
     """
-    return {
-        name.replace(f".{_ADAPTER}.", "."): tensor
-        for name, tensor in gathered.items()
-        if ".lora_A." in name or ".lora_B." in name
-    }
+    return {plain_name(name): tensor for name, tensor in gathered.items() if is_adapters(name)}
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter is the adapter's, told from its name."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def plain_name(name: str) -> str:
+    """The name of an adapter's parameter as diffusers has it in files: without the adapter's own name in it."""
+    return name.replace(f".{_ADAPTER}.", ".")
 
 
 def adapter_config(config: LoraConfig) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from dist_trainer.model.family import WEIGHTS
 from shards.errors import InputError
 
+_SETTING = "model.model_source"
+
 
 class Stored(NamedTuple):
     """Where a tensor lies: its file and its name there."""
@@ -21,43 +23,44 @@ class Stored(NamedTuple):
     name: str
 
 
-def stored_tensors(place: Path) -> dict[str, Stored]:
+def stored_tensors(place: Path, setting: str = _SETTING) -> dict[str, Stored]:
     """Parameter name -> where its tensor lies, for a folder in diffusers' layout or a file in the original one.
 
-    Raises InputError where there are no such weights.
+    Raises InputError, naming `setting`, where there are no such weights.
     """
     if place.is_file():
         from diffusers.loaders.single_file_utils import convert_ltx_transformer_checkpoint_to_diffusers
 
-        with opened(place, "np") as stored:
+        with opened(place, "np", setting) as stored:
             originals = {name: name for name in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
         # The conversion only renames, so names can stand in for the tensors.
         renamed = convert_ltx_transformer_checkpoint_to_diffusers(originals)
-        return {name: Stored(place, original) for name, original in renamed.items()}
+        # A model that was compiled may have been saved with the compiler's wrapper in its names.
+        return {name.replace("_orig_mod.", ""): Stored(place, original) for name, original in renamed.items()}
     index = place / f"{WEIGHTS}.index.json"
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return {name: Stored(place / file, name) for name, file in weight_map.items()}
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"model.model_source: {index}: not an index of weights: {error}") from error
+            raise InputError(f"{setting}: {index}: not an index of weights: {error}") from error
     single = place / WEIGHTS
     if not single.is_file():
-        raise InputError(f"model.model_source: {place}: no {WEIGHTS} (weights must be safetensors)")
-    with opened(single, "np") as stored:
+        raise InputError(f"{setting}: {place}: no {WEIGHTS} (weights must be safetensors)")
+    with opened(single, "np", setting) as stored:
         return {name: Stored(single, name) for name in stored.keys()}  # noqa: SIM118
 
 
 @contextmanager
-def opened(path: Path, framework: str) -> Iterator[Any]:
+def opened(path: Path, framework: str, setting: str = _SETTING) -> Iterator[Any]:
     """A safetensors file, its tensors of a `framework`: "pt" or "np". Raises InputError for one absent or damaged."""
     if not path.is_file():
-        raise InputError(f"model.model_source: {path}: weights file named by the index is missing")
+        raise InputError(f"{setting}: {path}: weights file named by the index is missing")
     try:
         with safe_open(path, framework) as stored:
             yield stored
     except (OSError, SafetensorError) as error:
-        raise InputError(f"model.model_source: {path}: damaged weights file: {error}") from error
+        raise InputError(f"{setting}: {path}: damaged weights file: {error}") from error
 
 
 def shapes_of(stored: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:

@@ -33,8 +33,10 @@ def room(config: RunConfig) -> dict[str, Any]:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Bytes of a checkpoint: float32 copies of what is trained and of its optimizer state."""
-    return trained_elements(config) * _FLOAT * _COPIES.get(config.optimization.optimizer_type, 3)
+    """Bytes of a checkpoint: float32 copies of what is trained, of its running mean and of its optimizer state."""
+    copies = _COPIES.get(config.optimization.optimizer_type, 3)
+    averaged = config.optimization.ema_decay is not None
+    return trained_elements(config) * _FLOAT * (copies + averaged)
 
 
 def trained_elements(config: RunConfig) -> int:

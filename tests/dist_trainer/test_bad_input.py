@@ -59,6 +59,10 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
         {"deepspeed": {"config": {"zero_optimization": {"overlap_comm": "maybe"}}}},
         ["deepspeed.config", "overlap_comm = 'maybe'", "boolean"],
     ),
+    (
+        {"model": {"load_checkpoint": "/no/where"}},
+        ["model.load_checkpoint", "/no/where: no such file or folder"],
+    ),
     ({"model": {"training_mode": "lora"}}, ["lora", "required when model.training_mode is lora"]),
     ({"conditioning": {"mode": "reference_video"}}, ["problems in"]),
     ({**lora_blocks(), "conditioning": {"mode": "reference_video"}}, ["validation.reference_videos"]),
@@ -73,6 +77,21 @@ CONFIGS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"batching": {"max_tokens_per_pack": 20}},
         ["more tokens than a pack may hold (the cap, 20)", "clips/sample_00001 (24 tokens)", "at least 24"],
+    ),
+    (
+        {"validation": {"prompts": ["a"], "interval": 5, "video_dims": [100, 64, 9]}},
+        ["validation.video_dims: [100, 64, 9] does not fit the model", "the nearest is [96, 64, 9]"],
+    ),
+    (
+        {
+            "validation": {
+                "prompts": ["a"],
+                "interval": 5,
+                "video_dims": [96, 64, 9],
+                "images": ["/no/such.png"],
+            }
+        },
+        ["validation.images.0: /no/such.png: No such file or directory"],
     ),
     (
         {**lora_blocks(), "lora": {"rank": 4, "target_modules": ["to_q", "to_nothing"]}},

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_trainer.board import Board
 from dist_trainer.config import load
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import RunFolder
+from dist_trainer.sinks.tensorboard import TensorBoard
 from dist_trainer.skipped import LOSS, Skipped
+from tests.support.curves import curve, events, texts
 from tests.support.runs import lines, trained
 
 # Everything the run promises to show.
@@ -40,24 +41,12 @@ def launch(
     run: RunFolder, after: int, stop: int, number: int, interval: int = 1, enabled: bool = True
 ) -> Board:
     """A board that records steps `after` + 1 to `stop` of a run of 10 steps; not closed, as after a kill."""
-    board = Board(run, after, enabled, interval, total_steps=10)
+    sinks = [TensorBoard(run.tensorboard, after)] if enabled else []
+    board = Board(run, after, sinks, interval, total_steps=10)
     board.text("config", f"launch: {number}\nseed: 42")
     for step in range(after + 1, stop + 1):
         board.step(StepMetrics(step, [0, 0], [step, step + 100], figures(step, number)))
     return board
-
-
-def events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-
-
-def curve(folder: Path, name: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in events(folder).Scalars(name)]
-
-
-def texts(folder: Path, name: str) -> list[str]:
-    found = events(folder).Tensors(f"{name}/text_summary")
-    return [event.tensor_proto.string_val[0].decode() for event in found]
 
 
 def test_every_figure_of_every_step_is_a_point(tmp_path: Path) -> None:
@@ -75,7 +64,7 @@ def test_every_figure_of_every_step_is_a_point(tmp_path: Path) -> None:
 def test_the_config_is_shown_as_text(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     launch(run, 0, 1, 0).close()
-    assert texts(run.tensorboard, "config") == ["```\nlaunch: 0\nseed: 42\n```"]
+    assert texts(run.tensorboard, "config") == ["launch: 0\nseed: 42"]
 
 
 @pytest.mark.parametrize("killed", [True, False])
@@ -112,7 +101,7 @@ def test_a_replaced_sample_is_a_line_a_word_and_a_point_whatever_the_interval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(tmp_path)
-    board = Board(run, 0, True, interval=4, total_steps=10)
+    board = Board(run, 0, [TensorBoard(run.tensorboard, 0)], interval=4, total_steps=10)
     for step in range(1, 5):
         entries = [replaced(step)] if step == 2 else []
         figures = {"train/loss": 1.0, "data/replaced": float(len(entries))}
@@ -145,7 +134,7 @@ def test_a_skipped_step_is_a_line_a_word_a_mark_and_points_whatever_the_interval
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(tmp_path)
-    board = Board(run, 0, True, interval=4, total_steps=10)
+    board = Board(run, 0, [TensorBoard(run.tensorboard, 0)], interval=4, total_steps=10)
     for step in range(1, 5):
         skipped = Skipped(step, LOSS, [step], ["clip_a"]) if step == 2 else None
         odd = {"train/loss": float("nan"), "train/grad_norm": float("inf")} if skipped else {}
@@ -163,7 +152,7 @@ def test_a_skipped_step_is_a_line_a_word_a_mark_and_points_whatever_the_interval
 def test_replaced_samples_of_steps_after_a_resume_are_not_doubled(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for number, after, stop in ((1, 0, 7), (2, 4, 9)):
-        board = Board(run, after, False, 1, total_steps=10)
+        board = Board(run, after, [], 1, total_steps=10)
         for step in range(after + 1, stop + 1):
             board.step(StepMetrics(step, [0], [step], figures(step), [replaced(step, number)]))
     expected = [(step, 1 if step <= 4 else 2) for step in range(1, 10)]
@@ -231,7 +220,7 @@ def test_a_real_run_shows_all_that_is_promised(finished_runs: Path, name: str) -
         assert [value for _, value in points] == pytest.approx([record[figure] for record in records])
         assert all(plausible(figure, value) for _, value in points), (figure, points)
     [text] = texts(folder.tensorboard, "config")
-    assert text == f"```\n{folder.config.read_text()}\n```"
+    assert text == f"```yaml\n{folder.config.read_text()}\n```"
     assert load(folder.config).output_dir == folder.root
 
 

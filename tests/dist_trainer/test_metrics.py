@@ -14,7 +14,7 @@ STEP = Step(index=11, rows=np.array([7, 2, 5, 0]), epochs=np.zeros(4, dtype=np.i
 
 
 def reduced(losses: list[float], trained: list[int]) -> ReducedStep:
-    return ReducedStep(np.array(losses), np.array(trained, float), STEP.rows, data_wait_s=0.0, peak_bytes=0.0)
+    return ReducedStep(np.array(losses), np.array(trained, float), STEP.rows, 0.0, 0.0, np.zeros(1))
 
 
 def test_a_step_trained_once_passes() -> None:
@@ -51,7 +51,7 @@ def test_the_loss_does_not_depend_on_packs_and_their_order(
     for part in np.split(np.array(order), sorted(cuts)):
         positions = torch.from_numpy(part)
         sums.add(positions, errors[positions], 10 * part)
-    result = sums.reduce(data_wait_s=0.25)
+    result = sums.reduce(data_wait_s=0.25, computed_s=0.5)
     assert result.losses.tolist() == errors.double().tolist()
     assert result.loss == float(errors.double().numpy().sum())
     assert result.trained.tolist() == [1.0] * 8
@@ -63,10 +63,11 @@ def test_the_loss_does_not_depend_on_packs_and_their_order(
 def test_each_rank_reports_into_its_own_place_and_the_largest_counts() -> None:
     sums = StepSums(samples=2, ranks=3, rank=1, device=torch.device("cpu"))
     sums.add(torch.tensor([1]), torch.tensor([0.5], requires_grad=True), np.array([7]))
-    result = sums.reduce(data_wait_s=2.0)
+    result = sums.reduce(data_wait_s=2.0, computed_s=1.5)
     assert result.losses.tolist() == [0.0, 0.5]
     assert result.trained.tolist() == [0.0, 1.0]
     assert result.data_wait_s == 2.0
+    assert result.computed_s.tolist() == [0.0, 1.5, 0.0]
     # A process that has imported torch has held more than 50 MB and less than a terabyte.
     assert 5e7 < result.peak_bytes < 1e12
 
@@ -77,7 +78,7 @@ def test_a_sample_trained_twice_is_seen() -> None:
     sums.add(torch.tensor([0, 1, 2, 3]), torch.ones(4), STEP.rows)
     sums.add(torch.tensor([2]), torch.ones(1), STEP.rows[2:3])
     with pytest.raises(RuntimeError, match=r"exactly once: clip_5$"):
-        sums.reduce(0.0).check(STEP, KEYS)
+        sums.reduce(0.0, 0.0).check(STEP, KEYS)
 
 
 @pytest.mark.usefixtures("alone")
@@ -85,4 +86,4 @@ def test_any_row_of_a_large_manifest_is_kept_exactly() -> None:
     rows = np.array([0, 2**31 + 1, 2**52 + 1])
     sums = StepSums(samples=3, ranks=1, rank=0, device=torch.device("cpu"))
     sums.add(torch.tensor([0, 1, 2]), torch.ones(3), rows)
-    assert sums.reduce(0.0).rows.tolist() == rows.tolist()
+    assert sums.reduce(0.0, 0.0).rows.tolist() == rows.tolist()

@@ -17,22 +17,27 @@ from typing import Any
 
 from tests.support.forked import Ended, launch
 
-# At a step's begin, before its update, before and after this rank's file of a checkpoint, before a checkpoint gets
-# its name, before the export, before the exit code 85.
+# At a step's begin, before a forward pass, before a step's update, before and after this rank's file of a checkpoint,
+# before a checkpoint gets its name, when a sample video's next denoising step is begun and when it is decoded, before
+# the export, before the exit code 85.
 MOMENTS = {
     "step": ("dist_trainer.loop", "StepSums"),
+    "forward": ("dist_trainer.model.engine", "Engine.forward"),
     "update": ("dist_trainer.model.engine", "Engine.step"),
     "write": ("dist_trainer.checkpoints.saving", "save_file"),
     "wrote": ("dist_trainer.checkpoints.saving", "sum_of"),
     "name": ("dist_trainer.checkpoints.saving", "_complete"),
-    "export": ("dist_trainer.train", "export"),
+    "denoised": ("dist_trainer.validation.sampler", "asked"),
+    "decode": ("dist_trainer.validation.sampler", "decode"),
+    "export": ("dist_trainer.train", "export_end"),
     "leave": ("dist_trainer.train", "_come_back"),
 }
 
 
 @dataclass(frozen=True)
 class Strike:
-    """At the `count`-th such moment (from 1) rank `rank` is sent a signal, or puts STOP or SAVE, or fills the disk."""
+    """At the `count`-th such moment (from 1) rank `rank` is sent a signal, puts STOP or SAVE, fills the disk, or has
+    no memory left."""
 
     rank: int
     moment: str
@@ -82,6 +87,10 @@ def _struck(original: Callable[..., Any], strikes: list[Strike], run: Path) -> C
 def _act(act: str, run: Path) -> None:
     if act in ("STOP", "SAVE"):
         (run / act).touch()
+    elif act == "NO MEMORY":
+        import torch
+
+        raise torch.OutOfMemoryError("no memory is left")
     elif act == "FULL":
         with contextlib.suppress(OSError), (run / "checkpoints" / "filler").open("wb", buffering=0) as file:
             while True:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dist_trainer.model.ltx import flops
 from dist_trainer.model.ltx.shape import shape
 
 VAE = "AutoencoderKLLTXVideo"
 
-__all__ = ["VAE", "install", "shape"]
+__all__ = ["VAE", "flops", "install", "shape"]
 
 
 def install(model: Any) -> None:

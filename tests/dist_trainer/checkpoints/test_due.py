@@ -55,6 +55,7 @@ def test_the_logs_are_brought_to_disk_before_each_checkpoint_and_at_no_other_ste
         wish,
         config,
         engine,
+        None,
         folder,
         gathering,
         lambda: synced.append(complete_steps(folder.checkpoints)),

@@ -29,9 +29,7 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
         ({"acceleration": {}}, "acceleration.compile_with_inductor"),
         (compiling(quantization="int8-quanto"), "acceleration.quantization"),
         ({"deepspeed": {"timeout_minutes": 10}}, "deepspeed.timeout_minutes"),
-        (compiling(load_text_encoder_in_8bit=True), "acceleration.load_text_encoder_in_8bit"),
         (compiling(mixed_precision_mode="fp16"), "acceleration.mixed_precision_mode"),
-        ({"model": {"load_checkpoint": "x"}}, "model.load_checkpoint"),
         ({"deepspeed": {"stage": 0}}, "deepspeed.stage"),
         ({"model": {"training_mode": "full"}}, "lora"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout"),
@@ -42,9 +40,11 @@ def compiling(**acceleration: Any) -> dict[str, Any]:
             {"optimization": {"gradient_accumulation_steps": 2}, "batching": {"tokens_per_step": 4}},
             "optimization.gradient_accumulation_steps",
         ),
-        ({"validation": {"prompts": ["a"]}}, "validation.prompts"),
-        ({"hub": {"push_to_hub": True, "hub_model_id": "me/mine"}}, "hub.push_to_hub"),
-        ({"wandb": {"enabled": True}}, "wandb.enabled"),
+        (
+            {"validation": {"prompts": ["a"], "reference_videos": ["a.mp4"]}},
+            "validation.reference_videos",
+        ),
+        ({"validation": {"holdout_interval": 5}}, "validation.holdout_interval"),
         ({"checkpoints": {"interval": None}}, "checkpoints.interval"),
         (
             {
@@ -65,7 +65,8 @@ def test_one_line_for_one_key(blocks: dict[str, Any], key: str) -> None:
     "blocks",
     [
         {},
-        {"validation": {"prompts": ["a"], "interval": None}},
+        {"validation": {"prompts": ["a"]}},
+        compiling(load_text_encoder_in_8bit=True),
         {"conditioning": {"reference_latents_dir": "refs"}},
         {"optimization": {"batch_size": 7}},
         {"model": {"training_mode": "full"}, "lora": None},

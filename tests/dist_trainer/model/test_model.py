@@ -11,7 +11,6 @@ from diffusers import LTXVideoTransformer3DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from dist_trainer.export import WEIGHTS as EXPORTED
 from dist_trainer.feed.collate import idle
 from dist_trainer.model.family import WEIGHTS
 from dist_trainer.model.model import load_transformer
@@ -123,7 +122,7 @@ def test_under_zero_3_what_was_loaded_is_what_was_stored(
     finished_runs: Path, stored: dict[str, torch.Tensor]
 ) -> None:
     """A run at learning rate 0 gives back what it read."""
-    [exported] = (finished_runs / "still" / "exports").glob(f"*/transformer/{EXPORTED}")
+    [exported] = (finished_runs / "still" / "exports").glob(f"*/transformer/{WEIGHTS}")
     assert_equal(load_file(exported), stored)
 
 

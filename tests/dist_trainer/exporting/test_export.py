@@ -14,9 +14,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dist_trainer import export as module
 from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
-from dist_trainer.export import WEIGHTS, export
+from dist_trainer.exporting import transformer
+from dist_trainer.exporting.export import Wanted, export
+from dist_trainer.model.family import WEIGHTS
 from shards.errors import InputError
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -117,7 +118,7 @@ def test_the_run_itself_exports_at_its_end(finished_runs: Path) -> None:
 def test_large_models_are_exported_in_several_files(
     full: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FILE_BYTES", limit)
+    monkeypatch.setattr(transformer, "_FILE_BYTES", limit)
     folder = export(full) / "transformer"
     expected = newest_weights(full)
     assert_same_weights(LTXVideoTransformer3DModel.from_pretrained(folder), expected)
@@ -150,7 +151,7 @@ def test_a_full_export_is_in_what_the_run_computed_in_or_what_is_asked_for(
     full: Path, precision: str | None, asked: torch.dtype | None, expected: torch.dtype
 ) -> None:
     change_config(full, "acceleration", mixed_precision_mode=precision)
-    written = load_file(export(full, dtype=asked) / "transformer" / WEIGHTS)
+    written = load_file(export(full, wanted=Wanted(dtype=asked)) / "transformer" / WEIGHTS)
     for name, tensor in newest_weights(full).items():
         assert torch.equal(written[name], tensor.to(expected))
 

@@ -28,7 +28,7 @@ CHANNELS = 8
 TEXT_WIDTH = 48
 TEXT_TOKENS = 64
 
-_WORDS = (
+WORDS = (
     "a an the and of in on with at from to into over is two three one no not worst quality blurry video "
     "image scene red green blue yellow white black orange purple cyan magenta square circle triangle "
     "ring bar shape background moves left right up down still across turns grows shrinks bounces slowly "
@@ -115,12 +115,24 @@ def tiny_text_encoder(vocabulary: int, seed: int = 0) -> T5EncoderModel:
         return T5EncoderModel(config).eval()
 
 
-def tiny_tokenizer() -> T5TokenizerFast:
-    """Unigram tokenizer of a hundred words and all printable ASCII; ends in `</s>`, pads with `<pad>`."""
+def tiny_tokenizer(words: str = WORDS) -> T5TokenizerFast:
+    """Unigram tokenizer of `words` and all printable ASCII; ends in `</s>`, pads with `<pad>`."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    pieces += [(f"▁{word}", -5.0) for word in _WORDS.split()]
+    pieces += [(f"▁{word}", -5.0) for word in words.split()]
     pieces += [(letter, -8.0) for letter in string.ascii_letters + string.digits + string.punctuation]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=TEXT_TOKENS)
+
+
+def tiny_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The published models' settings: noise levels shift with the number of tokens, as in training."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
 
 
 def write_tiny_model(folder: Path, seed: int = 0) -> Path:
@@ -130,14 +142,7 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     """
     tokenizer = tiny_tokenizer()
     pipeline = LTXPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.95,
-            max_shift=2.05,
-            base_image_seq_len=1024,
-            max_image_seq_len=4096,
-            shift_terminal=0.1,
-        ),
+        scheduler=tiny_scheduler(),
         vae=tiny_vae(seed),
         text_encoder=tiny_text_encoder(len(tokenizer), seed),
         tokenizer=tokenizer,

@@ -1,0 +1,104 @@
+"""What happens around the steps of a run: figures, saves, and looks at the model between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from dist_trainer.board import Board
+from dist_trainer.build import Data
+from dist_trainer.checkpoints.due import is_saved, save_as_asked
+from dist_trainer.config import RunConfig
+from dist_trainer.dist import Gathering
+from dist_trainer.exporting.during import export_saved
+from dist_trainer.loop import Events
+from dist_trainer.metrics import StepMetrics
+from dist_trainer.model.ema import Ema
+from dist_trainer.model.engine import Engine
+from dist_trainer.rundir import RunFolder
+from dist_trainer.schedule import lr_at
+from dist_trainer.stop import Requests, Wish
+from dist_trainer.validation.measuring import Measuring, measured_at, open_heldout
+from dist_trainer.validation.prompts import Cases
+from dist_trainer.validation.sampler import Sampler
+from shards.dataset.opened import Dataset
+
+Look = Callable[[int], Wish]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that goes on from step `start`. `ema`: where it keeps one. `board`: of rank 0."""
+
+    config: RunConfig
+    data: Data
+    engine: Engine
+    ema: Ema | None
+    folder: RunFolder
+    board: Board | None
+    requests: Requests
+    gathering: Gathering
+    start: int
+
+
+def open_looks(run: Begun, cases: Cases | None, held_out: Dataset | None, stack: ExitStack) -> list[Look]:
+    """What looks at the model before the first step and after saves, in this order; `stack` closes what is opened.
+
+    `cases`: what sample videos are made from, where some are wanted.
+    Each gets the step, comes to pass on all ranks together, and returns, alike on all, what is asked of the run then.
+    """
+    looks: list[Look] = []
+    if held_out:
+        heldout, reader = open_heldout(run.config, held_out, run.data, run.gathering.world)
+        stack.enter_context(reader)
+        measured = measured_at(run.folder, run.start, run.gathering)
+        looks.append(
+            Measuring(run.config, heldout, run.engine, run.ema, run.board, run.requests, measured).at
+        )
+    if cases:
+        around = (run.engine, run.ema, run.folder, run.board, run.requests, run.gathering)
+        looks.append(Sampler(run.config, run.data, cases, *around, run.start).at)
+    return looks
+
+
+def open_events(run: Begun, looks: Sequence[Look]) -> Events:
+    """What the loop calls."""
+    config, board, ema = run.config, run.board, run.ema
+
+    def stepped(metrics: StepMetrics) -> None:
+        if ema and metrics.skipped is None:
+            ema.update()
+        if board:
+            board.step(metrics)
+
+    def sync_logs() -> None:
+        if board:
+            board.sync()
+
+    def save(step: int, wish: Wish) -> Wish:
+        took: list[float] = []
+        around = (run.folder, run.requests, run.gathering)
+        wish = save_as_asked(step, wish, config, run.engine, ema, *around, sync_logs, took.append)
+        if took and board:
+            board.figures(step, {"time/save_s": took[0]})
+        # One that is to stop has a limit, and its checkpoint can be exported later.
+        if took and wish < Wish.COME_BACK:
+            export_saved(config, run.folder, step, run.gathering)
+        return wish
+
+    def validate(step: int) -> Wish:
+        for look in looks:
+            if (wish := look(step)) >= Wish.COME_BACK:
+                done = step == run.start or is_saved(step, run.folder, run.gathering)
+                return wish if done else save(step, wish)
+        return Wish.NONE
+
+    return Events(
+        learning_rate=lambda step: lr_at(step, config.optimization),
+        on_step=stepped,
+        on_save=save,
+        on_validate=validate,
+        start=run.start,
+        steps=config.optimization.steps,
+    )

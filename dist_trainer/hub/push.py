@@ -1,0 +1,128 @@
+"""Uploading an export to the hub. It may fail as often as it likes: all of it lies in the run's folder."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from dist_trainer.checkpoints.kept import complete_steps, name_of, steps_there
+from dist_trainer.config import RunConfig, load
+from dist_trainer.exporting.export import COMFYUI, LORA_FILE, export
+from dist_trainer.exporting.facts import read_facts
+from dist_trainer.hub.access import ask, reason
+from dist_trainer.hub.card import Shown, card
+from dist_trainer.hub.curves import picture
+from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.validation.videos import videos
+from dist_trainer.watch import progress
+from shards.atomic import replacing
+from shards.errors import InputError
+
+PUSH_S = 6 * 3600.0
+_CURVES, _SAMPLES = "curves.png", "samples"
+# Of an export's folder: merged models and whole pipelines stay at home.
+_PUSHED = ["README.md", _CURVES, f"{_SAMPLES}/*", LORA_FILE, f"{COMFYUI}/*", "transformer/*"]
+
+
+def push(root: Path, steps: int | None = None, repository: str | None = None, limit_s: float = PUSH_S) -> str:
+    """Upload the export of a step (None: the newest) with its model card; exports first where that is not done yet.
+
+    `repository`: by default the config's hub.hub_model_id. Returns the repository's address. Raises InputError, in
+    one line, for whatever keeps it from being done within `limit_s` seconds.
+    """
+    run = RunFolder(root)
+    if not run.config.is_file():
+        raise InputError(f"{root}: no config.yaml; name a run's output folder")
+    config = load(run.config)
+    repository = repository or config.hub.hub_model_id
+    if not repository:
+        raise InputError(
+            "hub.hub_model_id: the run's config names no repository; give one with --to owner/name"
+        )
+    step, folder = _exported(run, steps)
+    answer = ask(repository)
+    if answer.why:
+        raise InputError(f"hub: {repository}: {answer.why}")
+    _dress(folder, run, config, repository, step)
+    return _upload(folder, repository, step, limit_s)
+
+
+def push_end(config: RunConfig, folder: RunFolder) -> str:
+    """Upload at the end of a run, where the config asks for it; what came of it, in a line, or nothing."""
+    if not config.hub.push_to_hub:
+        return ""
+    try:
+        return f"uploaded to {push(folder.root)}"
+    except (InputError, OSError) as error:
+        return f"warning: {error}; the run is complete, and `ltx-train push {folder.root}` uploads it"
+
+
+def _exported(run: RunFolder, steps: int | None) -> tuple[int, Path]:
+    """The step to push, and the folder of its export."""
+    there = [*complete_steps(run.checkpoints), *steps_there(run.exports)]
+    if steps is None and not there:
+        raise InputError(f"{run.root}: neither a checkpoint nor an export yet")
+    step = max(there) if steps is None else steps
+    folder = run.exports / name_of(step)
+    if not any(folder.glob("*.safetensors")) and not (folder / "transformer").is_dir():
+        export(run.root, step)
+    return step, folder
+
+
+def _dress(folder: Path, run: RunFolder, config: RunConfig, repository: str, step: int) -> None:
+    """Put README.md, curves and sample videos beside the weights."""
+    curves = picture(run, step)
+    if curves:
+        with replacing(folder / _CURVES) as file:
+            file.write(curves)
+    videos = _copy_samples(folder / _SAMPLES, run, config, step)
+    shown = Shown(_CURVES if curves else None, videos)
+    write_text(folder / "README.md", card(config, repository, step, read_facts(run), shown))
+
+
+def _copy_samples(folder: Path, run: RunFolder, config: RunConfig, step: int) -> list[tuple[str, str]]:
+    """The newest sample videos up to a step, beside the weights: path in the repository, and prompt."""
+    shutil.rmtree(folder, ignore_errors=True)
+    made = [made for made in steps_there(run.samples) if made <= step]
+    asked = config.validation
+    shown = []
+    for video in videos(asked.prompts, asked.videos_per_prompt, asked.video_dims[2]) if made else ():
+        file = run.samples / name_of(made[-1]) / video.name
+        if file.is_file():
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / file.name)
+            shown.append((f"{_SAMPLES}/{file.name}", asked.prompts[video.prompt]))
+    return shown
+
+
+def _upload(folder: Path, repository: str, step: int, limit_s: float) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    # A run's log is no terminal.
+    disable_progress_bars()
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            message = f"Weights of step {step}"
+            HfApi().upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=message, allow_patterns=_PUSHED
+            )
+        except Exception as error:  # of the network, the hub, the disk: nothing that may end a run
+            failed.append(error)
+
+    # A thread, so that a hub that never answers keeps nobody waiting longer than the limit.
+    thread = threading.Thread(target=work, name="push", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + limit_s
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(1.0)
+        progress.moved()
+    if thread.is_alive():
+        raise InputError(f"hub: {repository}: the upload is not done after {limit_s / 60:g} minutes")
+    if failed:
+        raise InputError(f"hub: {repository}: the upload failed: {reason(failed[0])}") from failed[0]
+    return f"{HfApi().endpoint}/{repository}"

@@ -1,0 +1,1 @@
+"""Where figures, texts and videos of a run go to be looked at."""

@@ -1,0 +1,1 @@
+"""What is looked at during training: sample videos on a schedule."""

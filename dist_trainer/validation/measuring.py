@@ -1,0 +1,118 @@
+"""When a run measures its held-out loss, and where the figures go."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from dist_trainer.board import Board
+from dist_trainer.build import Data, dtype_of, open_reader
+from dist_trainer.config import RunConfig
+from dist_trainer.dist import Gathering
+from dist_trainer.feed.data import check_fit
+from dist_trainer.feed.holdout import chosen
+from dist_trainer.model.ema import Ema
+from dist_trainer.model.engine import Engine
+from dist_trainer.model.family import FAMILIES
+from dist_trainer.rundir import RunFolder, records
+from dist_trainer.stop import Requests, Wish
+from dist_trainer.validation.asked import asked
+from dist_trainer.validation.heldout import SIGMAS, Heldout
+from dist_trainer.watch import progress
+from dist_trainer.world import World
+from shards.dataset.opened import Dataset
+from shards.reader import Reader
+
+LOSS = "heldout/loss"
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures the held-out loss of a run, and that of the weights' running mean where there is one.
+
+    `measured`: the step a resumed run goes on from, if it was measured there. `board`: of rank 0.
+    """
+
+    config: RunConfig
+    heldout: Heldout
+    engine: Engine
+    ema: Ema | None
+    board: Board | None
+    requests: Requests
+    measured: int | None
+
+    def at(self, step: int) -> Wish:
+        """Measure after a step where that is due; all ranks together.
+
+        Returns, alike on every rank, COME_BACK or STOP where that was asked for on the way: then the step is measured
+        when the run comes back.
+        """
+        if step == self.measured or not is_due(self.config, step):
+            return Wish.NONE
+        progress.doing("measuring the held-out loss")
+        began, wish = time.perf_counter(), Wish.NONE
+        dtype = dtype_of(self.config)
+
+        def go_on() -> bool:
+            nonlocal wish
+            wish = asked(self.requests, self.engine.world.device)
+            return wish < Wish.COME_BACK
+
+        found = self.heldout.figures(self.engine, dtype, "heldout", go_on)
+        if found is not None and self.ema:
+            with self.ema.shown():
+                averaged = self.heldout.figures(self.engine, dtype, "heldout_ema", go_on)
+            found = None if averaged is None else found | averaged
+        if found is None:
+            return wish
+        if self.board:
+            self.board.figures(step, {**found, "time/heldout_s": time.perf_counter() - began})
+            if LOSS in found:
+                print(f"step {step}: held-out loss {found[LOSS]:.4f}", flush=True)
+        return Wish.NONE
+
+
+def is_due(config: RunConfig, step: int) -> bool:
+    """Whether the held-out loss is measured after `step` (0: before the first one)."""
+    validation = config.validation
+    if step == 0:
+        return not validation.skip_initial_validation
+    interval = validation.holdout_interval or validation.interval
+    return step == config.optimization.steps or (interval is not None and step % interval == 0)
+
+
+def open_heldout(config: RunConfig, dataset: Dataset, data: Data, world: World) -> tuple[Heldout, Reader]:
+    """What measures on a held-out dataset, and the reader to close at the end; rank 0 says what will be measured.
+
+    Raises InputError where the model cannot use the dataset.
+    """
+    check_fit(config, dataset, FAMILIES[data.transformer["_class_name"]].shape(data.transformer))
+    some = chosen(dataset, config.seed, config.validation.holdout_samples)
+    reader = open_reader(config, some)
+    heldout = Heldout(some, reader, data.feeding, world)
+    if world.is_main:
+        print(
+            f"held out: {len(dataset.manifest)} samples, never trained; the loss of {len(some.manifest)} is measured "
+            f"at noise levels {', '.join(map(str, SIGMAS))}",
+            flush=True,
+        )
+        if config.conditioning.mode == "reference_video" and heldout.pairs < len(some.manifest):
+            alone = len(some.manifest) - heldout.pairs
+            print(
+                f"note: {alone} of the measured samples have references of a size that no other has; "
+                + (
+                    "heldout/reference_* leave them out"
+                    if heldout.pairs
+                    else "heldout/reference_shuffled is left out"
+                ),
+                flush=True,
+            )
+    return heldout, reader
+
+
+def measured_at(folder: RunFolder, start: int, gathering: Gathering) -> int | None:
+    """`start`, where an earlier launch has measured there; None where not. Rank 0 reads, the others hear of it."""
+    done = False
+    if gathering.world.is_main:
+        done = any(line["step"] == start and LOSS in line for line in records(folder.figures, start))
+    return start if gathering.share("held-out loss", str(done)) == "True" else None

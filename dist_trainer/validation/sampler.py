@@ -1,0 +1,233 @@
+"""The sample videos of a run: all ranks denoise in step, each its own video, and write it; rank 0 shows them all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from dist_trainer.board import Board
+from dist_trainer.build import Data, dtype_of
+from dist_trainer.checkpoints.kept import name_of
+from dist_trainer.config import RunConfig
+from dist_trainer.dist import Gathering
+from dist_trainer.feed.collate import idle
+from dist_trainer.model.ema import Ema
+from dist_trainer.model.engine import Engine
+from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import Requests, Wish
+from dist_trainer.validation.asked import asked
+from dist_trainer.validation.decode import decode
+from dist_trainer.validation.denoise import Inputs, Sampling, denoising
+from dist_trainer.validation.prompts import Cases, read_case, reference_frames
+from dist_trainer.validation.record import complete, missing
+from dist_trainer.validation.request import is_due
+from dist_trainer.validation.show import beside, read, write
+from dist_trainer.validation.videos import Video, share
+from dist_trainer.watch import progress
+from shards.errors import InputError
+from shards.hashing import mix
+from shards.prepare.encode.encoders import choose_dtype
+from shards.prepare.encode.models import load_vae
+from shards.prepare.media.clip_error import ClipError
+from shards.source import part
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLLTXVideo
+
+_NOISE, _INSIDE = 201, 202  # apart from the streams that training draws
+# What of the block the videos depend on; prompts and files are in the name of the encoded ones.
+_LOOKS = {
+    "negative_prompt",
+    "video_dims",
+    "frame_rate",
+    "seed",
+    "inference_steps",
+    "videos_per_prompt",
+    "guidance_scale",
+}
+_Making = Generator[Inputs, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What makes the sample videos of a run that went on from step `start`, with the weights' running mean where there
+    is one.
+
+    `board`: of rank 0.
+    """
+
+    config: RunConfig
+    data: Data
+    cases: Cases
+    engine: Engine
+    ema: Ema | None
+    folder: RunFolder
+    board: Board | None
+    requests: Requests
+    gathering: Gathering
+    start: int
+
+    def at(self, step: int) -> Wish:
+        """Make the videos of a step, where they are due and not there; all ranks together.
+
+        Returns, alike on every rank, COME_BACK or STOP where that was asked for on the way: what is missing then is
+        made when the run comes back. A video that fails is reported, and left out. Raises InputError where the model
+        cut over the ranks (stage 3) has too little memory on one: it cannot go on without that rank.
+        """
+        if not is_due(self.config, step):
+            return Wish.NONE
+        progress.doing("validating")
+        world, began, begun = self.gathering.world, time.perf_counter(), ""
+        if world.is_main:
+            names = [video.name for video in self.cases.wanted.videos]
+            begun = json.dumps(missing(self._place(step), self._request, names, step != self.start))
+        todo = json.loads(self.gathering.share("validation: begin", begun))
+        if todo is None:
+            return Wish.NONE
+        failed: dict[str, str] = {}
+        with self.ema.shown() if self.ema else nullcontext(), self.engine.evaluating():
+            for name in share(todo, world.size, world.rank):
+                wish = self._round(step, name, failed)
+                if wish >= Wish.COME_BACK:
+                    why = self.requests.reason(wish)
+                    self._say(f"validation after step {step} is left unfinished: {why}")
+                    return wish
+        told = self.gathering.collect("validation: end", json.dumps(failed))
+        if world.is_main:
+            self._finish(step, {name: why for one in told for name, why in json.loads(one).items()}, began)
+        return Wish.NONE
+
+    def _round(self, step: int, name: str | None, failed: dict[str, str]) -> Wish:
+        """Make the video of this name, or keep step with ranks that make one; the greatest wish of all ranks.
+
+        Nothing that a video does may let the other ranks wait: this one goes on without it.
+        """
+        making, latents, inputs = None, None, self._idle
+        if name:
+            try:
+                making = self._making(self._video(name))
+                inputs = next(making)
+            except Exception as error:
+                making, failed[name] = None, _reason(error)
+        for _ in range(self.config.validation.inference_steps):
+            progress.moved()
+            try:
+                prediction = self.engine.forward(*inputs)
+                inputs = making.send(prediction) if making else inputs
+            except StopIteration as end:
+                latents, inputs, making = end.value, self._idle, None
+            except torch.OutOfMemoryError as error:
+                if not making or not name or self._is_cut:
+                    raise InputError(self._too_large()) from error
+                torch.cuda.empty_cache()
+                failed[name], inputs, making = _reason(error), self._idle, None
+            wish = asked(self.requests, self.gathering.world.device)
+            if wish >= Wish.COME_BACK:
+                return wish
+        if name and latents is not None:
+            try:
+                self._write(step, self._video(name), latents)
+            except Exception as error:
+                failed[name] = _reason(error)
+        return Wish.NONE
+
+    def _making(self, video: Video) -> _Making:
+        recipe, seed = self.data.feeding.recipe, self.config.validation.seed
+        drawn = torch.Generator().manual_seed(int(mix(_NOISE, seed, video.prompt, video.copy)))
+        channels = self.data.feeding.channels // (recipe.patch.temporal * recipe.patch.spatial**2)
+        noise = torch.randn((channels, *self.cases.wanted.grid), generator=drawn)
+        case, device = read_case(self.cases.path, video.prompt), self.gathering.world.device
+        return denoising(case, noise, self._sampling, recipe, device, dtype_of(self.config))
+
+    def _write(self, step: int, video: Video, latents: Tensor) -> None:
+        """Decode latents [C,F,H,W] and write them, the reference beside them where there is one."""
+        if not torch.isfinite(latents).all():
+            raise ValueError("the model's predictions are not finite")
+        settings, device = self.config.validation, self.gathering.world.device
+        seed = int(mix(_INSIDE, settings.seed, video.prompt, video.copy)) >> 1
+        frames = decode(self._vae, latents, device, seed)
+        if self.cases.wanted.reference is not None:
+            shown = reference_frames(self.config, self.cases.wanted, video.prompt, self.cases.wanted.size[1:])
+            frames = beside(shown, frames)
+        write(self._place(step) / video.name, frames, settings.frame_rate)
+
+    def _finish(self, step: int, failed: dict[str, str], began: float) -> None:
+        """Rank 0: show the videos, say what failed, and note that all is done."""
+        place, settings, board = self._place(step), self.config.validation, self.board
+        made = [video for video in self.cases.wanted.videos if video.name not in failed]
+        for name, why in sorted(failed.items()):
+            prompt = settings.prompts[self._video(name).prompt]
+            self._say(f"validation after step {step}: no {place / name} of prompt {prompt!r}: {why}")
+        if board:
+            for video in made:
+                progress.moved()
+                try:
+                    frames = read(place / video.name)
+                except (OSError, ClipError) as error:
+                    self._say(f"validation after step {step}: not shown: {error}")
+                    continue
+                board.video(f"validation/{Path(video.name).stem}", frames, settings.frame_rate, step)
+            seconds = time.perf_counter() - began
+            board.figures(step, {"time/validation_s": seconds, "validation/failed": float(len(failed))})
+        complete(place, self._request, {video.name: settings.prompts[video.prompt] for video in made}, failed)
+        self._say(f"validation after step {step}: {len(made)} sample videos in {place}")
+
+    def _place(self, step: int) -> Path:
+        return self.folder.samples / name_of(step)
+
+    def _video(self, name: str) -> Video:
+        return next(video for video in self.cases.wanted.videos if video.name == name)
+
+    def _say(self, line: str) -> None:
+        if self.gathering.world.is_main:
+            print(line, flush=True)
+
+    def _too_large(self) -> str:
+        width, height, frames = self.config.validation.video_dims
+        return (
+            f"validation.video_dims: a sample video of {width}x{height}x{frames} does not fit the memory of rank "
+            f"{self.gathering.world.rank} beside the training; make it smaller, or set validation.guidance_scale to 1"
+        )
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether the model lies cut over several ranks, which then must not go on alone."""
+        return self.engine.stage == 3 and self.gathering.world.size > 1
+
+    @cached_property
+    def _request(self) -> str:
+        """A hash of all that the videos depend on, the model's weights aside."""
+        settings = self.config.validation.model_dump(mode="json", include=_LOOKS)
+        return xxhash.xxh3_64_hexdigest(json.dumps([self.cases.path.name, settings], sort_keys=True).encode())
+
+    @cached_property
+    def _idle(self) -> Inputs:
+        feeding, device = self.data.feeding, self.gathering.world.device
+        return idle(feeding.channels, feeding.text_width).to(device, dtype_of(self.config)).inputs()
+
+    @cached_property
+    def _sampling(self) -> Sampling:
+        settings, place = self.config.validation, part(self.config.model.model_source, "scheduler")
+        scheduler: dict[str, Any] = json.loads((place / "scheduler_config.json").read_text(encoding="utf-8"))
+        return Sampling(settings.inference_steps, settings.guidance_scale, settings.frame_rate, scheduler)
+
+    @cached_property
+    def _vae(self) -> AutoencoderKLLTXVideo:
+        """On the CPU; only ranks that make videos load it."""
+        device = self.gathering.world.device
+        return load_vae(self.config.model.model_source, choose_dtype("auto", device))
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if isinstance(error, (InputError, ClipError)) else f"{type(error).__name__}: {first}"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dist_trainer.config import RunConfig, load
+from dist_trainer.exporting import during
+from dist_trainer.exporting.export import LORA_FILE
+from dist_trainer.rundir import RunFolder
+from shards.dataset.opened import Dataset
+from tests.support.forked import train
+from tests.support.gatherings import at_once, in_memory
+from tests.support.runs import lora_blocks, tiny_config, write_config
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+
+
+def test_each_checkpoint_is_exported_where_that_is_asked_for(
+    model_folder: Path, paired_dataset: Dataset, tmp_path: Path
+) -> None:
+    """On two ranks; the last step gets what a run's end exports, and exports outlive their checkpoints."""
+    run = tmp_path / "run"
+    blocks = {**lora_blocks(), "checkpoints": {"interval": 1, "keep_last_n": 1, "export": "comfyui"}}
+    config = tiny_config(model_folder, paired_dataset.root, run, optimization={"steps": 3}, **blocks)
+    train(2, write_config(tmp_path / "config.yaml", config), logs=tmp_path / "logs")
+    for step in (1, 2):
+        assert files(run / "exports" / f"step_{step:06d}") == {f"comfyui/run_step_{step:06d}.safetensors"}
+    last = {LORA_FILE, "comfyui/run_step_000003.safetensors"}
+    assert files(run / "exports" / "step_000003") == last
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == ["step_000003"]
+    first, second = (
+        load_file(run / "exports" / f"step_{step:06d}" / f"comfyui/run_step_{step:06d}.safetensors")
+        for step in (1, 2)
+    )
+    assert any(not torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_an_export_that_fails_on_the_way_is_said_and_the_run_goes_on(
+    finished_runs: Path,
+    model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/exports/file")
+
+    monkeypatch.setattr(during, "export", full)
+    run = finished_runs / "ic_lora"
+    blocks = {**lora_blocks(reference=True), "checkpoints": {"export": "both"}}
+    config = RunConfig.model_validate(tiny_config(model_folder, Path("data"), run, **blocks))
+    results = at_once(
+        lambda gathering: during.export_saved(config, RunFolder(run), 1, gathering), in_memory(2)
+    )
+    assert results == [None, None]
+    assert f"`ltx-train export {run} --step 1` does it again" in capsys.readouterr().out
+    with pytest.raises(OSError, match="No space left"):
+        during.export_end(config, RunFolder(run))
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked", "expected"),
+    [
+        ("ic_lora", "none", {LORA_FILE, "comfyui/ic_lora_step_000002.safetensors"}),
+        ("ic_lora", "diffusers", {LORA_FILE, "comfyui/ic_lora_step_000002.safetensors"}),
+        ("full", "none", {"transformer/diffusion_pytorch_model.safetensors"}),
+        (
+            "full",
+            "comfyui",
+            {"transformer/diffusion_pytorch_model.safetensors", "comfyui/full_step_000002.safetensors"},
+        ),
+    ],
+)
+def test_the_end_of_a_run_exports_what_is_usual_and_what_is_asked_for(
+    finished_runs: Path, tmp_path: Path, mode: str, asked: str, expected: set[str]
+) -> None:
+    run = Path(
+        shutil.copytree(finished_runs / mode, tmp_path / mode, ignore=shutil.ignore_patterns("exports"))
+    )
+    config = load(run / "config.yaml", [f"checkpoints.export={asked}"])
+    assert files(during.export_end(config, RunFolder(run))) == expected

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from dist_trainer.config import load
+from dist_trainer.exporting.export import LORA_FILE, Wanted, export
+from dist_trainer.hub.access import Answer, ask, check_hub
+from dist_trainer.hub.curves import picture
+from dist_trainer.hub.push import push, push_end
+from dist_trainer.rundir import RunFolder
+from shards.dataset.opened import Dataset
+from shards.errors import InputError
+from tests.support.forked import launch
+from tests.support.gatherings import at_once, in_memory
+from tests.support.hub_server import TOKEN, Hub, environ_of, hub_server
+from tests.support.runs import ROOT, environment, lora_blocks, tiny_config, write_config
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in of the hub that this process is led to."""
+    with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+@pytest.fixture
+def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
+    """An IC-LoRA run with a sample video for its prompt "a"."""
+    run = Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))
+    videos = run / "samples" / "step_000002"
+    videos.mkdir(parents=True)
+    (videos / "01_a.mp4").write_bytes(b"video")
+    (run / "samples" / "step_000009").mkdir()
+    return run
+
+
+def test_a_push_brings_weights_card_curves_and_videos(hub: Hub, ic_lora: Path) -> None:
+    assert push(ic_lora, repository="me/mine") == f"{hub.endpoint}/me/mine"
+    folder, files = ic_lora / "exports" / "step_000002", hub.repositories["me/mine"]
+    comfyui = "comfyui/ic_lora_step_000002.safetensors"
+    assert files.keys() == {"README.md", "curves.png", "samples/01_a.mp4", LORA_FILE, comfyui}
+    assert files[LORA_FILE] == (folder / LORA_FILE).read_bytes()
+    assert files["samples/01_a.mp4"] == b"video"
+    assert b"base = " in files["README.md"]
+    assert Image.open(io.BytesIO(files["curves.png"])).size == (990, 550)
+
+
+def test_what_is_not_exported_yet_is_exported_and_merged_models_stay_at_home(hub: Hub, ic_lora: Path) -> None:
+    export(ic_lora, wanted=Wanted(merge=True, parts="link"))
+    (ic_lora / "exports" / "step_000002" / LORA_FILE).unlink()
+    push(ic_lora, 2, "me/mine")
+    assert LORA_FILE in hub.repositories["me/mine"]
+    assert not [path for path in hub.repositories["me/mine"] if "merged" in path]
+
+
+def test_a_full_models_folder_is_pushed(hub: Hub, finished_runs: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_runs / "full", tmp_path / "full"))
+    push(run, repository="team/model")
+    files = hub.repositories["team/model"]
+    assert {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"} < files.keys()
+
+
+@pytest.mark.parametrize(
+    ("refuse", "said"),
+    [
+        ({"/api/models/me/mine/preupload": 500}, "the upload failed: .*500"),
+        ({"/large": 403}, "the upload failed: .*Error while uploading"),
+        ({"/api/models/me/mine/commit": 507}, "the upload failed: .*507"),
+        ({"/api/repos": 403}, "403"),
+        ({"/api/whoami": 401}, "Invalid user token"),
+    ],
+)
+def test_a_failed_push_is_one_line_and_may_be_done_again(
+    hub: Hub, ic_lora: Path, refuse: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the library's pauses between its tries
+    hub.refuse = refuse
+    with pytest.raises(InputError, match=f"hub: me/mine: .*{said}") as error:
+        push(ic_lora, repository="me/mine")
+    assert "\n" not in str(error.value)
+    hub.refuse = {}
+    push(ic_lora, repository="me/mine")
+    assert LORA_FILE in hub.repositories["me/mine"]
+
+
+def test_a_hub_that_does_not_answer_keeps_nobody(
+    ic_lora: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        time.sleep(30)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", never)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="is not done after"):
+        push(ic_lora, repository="me/mine", limit_s=0.1)
+    assert time.monotonic() - began < 25
+
+
+def test_a_run_that_names_no_repository_asks_for_one(ic_lora: Path) -> None:
+    with pytest.raises(InputError, match="give one with --to owner/name"):
+        push(ic_lora)
+
+
+def test_the_command_pushes(ic_lora: Path) -> None:
+    command = [sys.executable, "-m", "dist_trainer", "push", str(ic_lora), "--to", "me/mine"]
+    with hub_server() as hub:
+        done = subprocess.run(
+            command, env=environment(**environ_of(hub)), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == f"{hub.endpoint}/me/mine"
+        assert LORA_FILE in hub.repositories["me/mine"]
+
+
+def test_the_hub_is_asked_for_token_and_repository(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask("me/mine") == Answer()
+    assert ask("me/mine") == Answer(), "a repository that is there is no hindrance"
+    hub.role = "read"
+    assert ask("me/mine") == Answer("the token may only read; make one that may write", final=True)
+    hub.role = "write"
+    assert ask("no/such/name").final
+    hub.refuse = {"/api/repos": 403}
+    assert ask("team/other").final
+    hub.refuse = {"/api/whoami": 429}
+    assert "rate limit" in ask("me/mine").why
+    assert not ask("me/mine").final
+    hub.refuse = {}
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert ask("me/mine").final
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    assert "hf auth login" in ask("me/mine").why
+
+
+def hub_config(model_folder: Path, root: Path, output: Path) -> Path:
+    pushed = {"push_to_hub": True, "hub_model_id": "me/mine"}
+    blocks = {**lora_blocks(), "optimization": {"steps": 1}, "hub": pushed}
+    return write_config(output.with_suffix(".yaml"), tiny_config(model_folder, root, output, **blocks))
+
+
+def test_every_rank_hears_of_a_refusal_before_training(
+    hub: Hub, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(hub_config(model_folder, tmp_path, tmp_path / "run"))
+    hub.refuse = {"/api/repos": 403}
+    for result in at_once(lambda gathering: check_hub(config, False, gathering), in_memory(3)):
+        assert isinstance(result, InputError)
+        assert "hub.hub_model_id: me/mine" in str(result)
+    # A run that goes on is worth more than its upload, and so is one whose hub may come back.
+    assert at_once(lambda gathering: check_hub(config, True, gathering), in_memory(2)) == [None, None]
+    hub.refuse = {"/api/repos": 503}
+    assert at_once(lambda gathering: check_hub(config, False, gathering), in_memory(2)) == [None, None]
+    assert capsys.readouterr().out.count(f"`ltx-train push {tmp_path / 'run'}` can upload") == 2
+
+
+def test_a_run_without_a_hub_is_complete_and_is_pushed_later(
+    hub: Hub, model_folder: Path, paired_dataset: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # The tests' processes are told that there is no network.
+    ended = launch(1, hub_config(model_folder, paired_dataset.root, run), logs=tmp_path / "logs")
+    assert ended.codes == [0], str(ended)
+    printed = ended.stdout[0].splitlines()
+    told = [line for line in printed if "ltx-train push" in line]
+    assert told[0].startswith("note: hub: me/mine: the hub cannot be reached: ")
+    assert told[1].startswith("warning: hub: me/mine: ")
+    assert told[1].endswith(f"`ltx-train push {run}` uploads it")
+    assert len(told) == 2
+    assert (run / "DONE").is_file()
+    assert push_end(load(run / "config.yaml"), RunFolder(run)) == f"uploaded to {hub.endpoint}/me/mine"
+    assert LORA_FILE in hub.repositories["me/mine"]
+
+
+def test_curves_show_what_was_measured_up_to_the_step(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert picture(run, 300) is None
+    lines = [{"step": step, "train/loss": 1 / step, "train/learning_rate": 1e-4} for step in range(1, 301)]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain = picture(run, 300)
+    assert plain is not None
+    assert plain == picture(run, 300)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "figures.jsonl").write_text(
+        '{"step": 100, "heldout/loss": 0.5}\n{"step": 400, "heldout/loss": 9}\n'
+    )
+    shown = picture(run, 300)
+    assert shown is not None
+    assert (np.asarray(Image.open(io.BytesIO(shown))) != np.asarray(Image.open(io.BytesIO(plain)))).any()
