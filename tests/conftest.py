@@ -28,6 +28,7 @@ settings.register_profile("explore", max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the names that xdist hands around are made
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where processes share the tests (make test), a file's stay together, as its fixtures are made once for them.
 
