@@ -32,7 +32,7 @@ lint: install
 
 # As many processes as there are cores, up to four; each file's tests in one of them.
 test: lint system
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # The part of it that starts a Slurm of four nodes on this machine, as root.
 test-slurm: install system

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from shards.dataset.opened import Dataset
 from tests.support.datasets import GRIDS, write_dataset
 from tests.support.servers import make_bucket, s3_environment, s3_server
+
+_SLURM = "tests/slurm/"
 
 # Before any test imports torch: every process computes with one thread, as launchers arrange it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,15 +33,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the tests (make test), a file's stay together, as its fixtures are made once for them.
+    """Tests of a Slurm begin first: they wait more than they compute, while another process goes on with the rest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_SLURM))
 
-    Those of a Slurm share one cluster. They wait more than they compute, so they go first, beside the others.
-    """
-    on_slurm = {item: item.nodeid.startswith("tests/slurm/") for item in items}
-    items.sort(key=lambda item: not on_slurm[item])
-    for item in items:
-        group = "slurm" if on_slurm[item] else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Where processes share the tests (make test), a file's are one's, and those of a Slurm, which share a cluster."""
+    return _Together(config, log)
+
+
+class _Together(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return _SLURM if nodeid.startswith(_SLURM) else nodeid.partition("::")[0]
 
 
 @pytest.fixture(autouse=True)
