@@ -15,11 +15,11 @@ from pathlib import Path
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
-from launch.after import Verdict, ended
-from launch.cause import ending, mark
+from launch.ended.after import Verdict, ended
+from launch.ended.cause import ending, mark
+from launch.ended.tail import Tail
 from launch.runs import is_held
 from launch.session import end_with_parent
-from launch.tail import Tail
 from shards.errors import InputError
 
 _GRACE_S = 15.0

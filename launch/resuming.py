@@ -11,12 +11,12 @@ from typing import Any
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import STOP_NAME
-from launch.forecast import Forecast, forecast
+from launch.ended.squeue import places
 from launch.local import train
-from launch.resources import Resources
+from launch.queueing.forecast import Forecast, forecast
+from launch.queueing.resources import Resources
+from launch.queueing.submit import Submission, check_not_queued, submit
 from launch.runs import is_held, jobs_of, settings_of
-from launch.squeue import places
-from launch.submit import Submission, check_not_queued, submit
 from shards.errors import InputError
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import SAVE_NAME, STOP_NAME
-from launch.requeue import Place
+from launch.ended.requeue import Place
+from launch.ended.squeue import places
+from launch.ended.tail import last_step
 from launch.runs import LOCAL, is_held, jobs_of
-from launch.squeue import places
-from launch.tail import last_step
 from shards.errors import InputError
 
 Ask = Literal["save", "stop", "now"]

@@ -33,9 +33,9 @@ def status_command(
     """Say how a run is doing: job, step, loss, speed, time left, checkpoint. Of a folder of runs: a line each."""
     from rich.console import Console
 
-    from launch.panel import panel, table
+    from launch.looking.panel import panel, table
+    from launch.looking.status import statuses
     from launch.runs import runs_of
-    from launch.status import statuses
 
     found = runs_of(folder)
     read = statuses(found)
@@ -58,7 +58,7 @@ def logs_command(
     only_errors: Annotated[bool, typer.Option("--errors", help="the errors of all ranks instead")] = False,
 ) -> None:
     """Show what a rank printed."""
-    from launch.logs import errors, follow, last_lines, log_of
+    from launch.looking.logs import errors, follow, last_lines, log_of
     from launch.runs import one_run
 
     folder = one_run(run)
@@ -92,8 +92,8 @@ def stop_command(
 
     from dist_trainer.stop import STOP_NAME
     from launch import stopping
+    from launch.ended.tail import last_step
     from launch.runs import one_or_swept
-    from launch.tail import last_step
     from shards.errors import InputError
 
     if now and save:
@@ -135,7 +135,7 @@ def resume_command(
     Of a sweep all runs go on that can, each as a job of its own.
     """
     from launch import resuming
-    from launch.resources import gpus
+    from launch.queueing.resources import gpus
     from launch.runs import one_or_swept
     from shards.errors import InputError
 
@@ -194,7 +194,7 @@ def tensorboard_command(
     """Start TensorBoard here, and say how to reach it from your own machine."""
     import os
 
-    from launch.board import check_events, free_port, serve, tunnel
+    from launch.looking.board import check_events, free_port, serve, tunnel
 
     check_events(folder)
     chosen = free_port(port, bind)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.arguments import Config, Overrides
-from launch.resources import Resources, gpus
+from launch.queueing.resources import Resources, gpus
 from shards.errors import InputError
 
 if TYPE_CHECKING:
     from dist_trainer.config import RunConfig
-    from launch.queue import Order
+    from launch.queueing.queue import Order
 
 app = typer.Typer()
 
@@ -94,8 +94,8 @@ def slurm_command(
 ) -> None:
     """Queue training on a Slurm cluster. It comes back by itself after its time limit, preemption, or a crash."""
     from dist_trainer.config import load
-    from launch.submit import prepare, submit_all
-    from launch.sweep import variants
+    from launch.queueing.submit import prepare, submit_all
+    from launch.queueing.sweep import variants
 
     base = load(config, overrides or [])
     configs = [
@@ -140,7 +140,7 @@ def pipeline_command(
 ) -> None:
     """Queue all from clips to exported weights: encode, check, train, export, each when the one before ended well."""
     from dist_trainer.config import load
-    from launch.pipeline import Data, pipeline, stages
+    from launch.queueing.pipeline import Data, pipeline, stages
 
     resolved = load(config, overrides or [])
     data = Data(table, model or resolved.model.model_source, buckets, workers, tuple(encode or ()))
@@ -168,7 +168,7 @@ def pipeline_command(
 def say_kept_away(run: Path) -> None:
     """Print which hosts a run's job keeps away from, if any."""
     from dist_trainer.rundir import RunFolder
-    from launch.after import kept_away, to_avoid
+    from launch.ended.after import kept_away, to_avoid
 
     folder = RunFolder(run)
     if told := kept_away(folder, to_avoid(folder)):
@@ -180,8 +180,8 @@ def stage_left_command(code: Annotated[int, typer.Argument()]) -> None:
     """After a data stage's task that ended badly: queue it again where it was killed, as one short of memory is."""
     import os
 
-    from launch.after import start_of
-    from launch.requeue import place, queued_as, requeue
+    from launch.ended.after import start_of
+    from launch.ended.requeue import place, queued_as, requeue
 
     job, (_, restart) = queued_as(os.environ), start_of(os.environ)
     if (code == _OUT_OF_MEMORY or code > _KILLED) and restart < _MOST_KILLED:
@@ -200,10 +200,10 @@ def left_command(
     import os
 
     from dist_trainer.rundir import RunFolder
-    from launch.after import bad_hosts, start_of
     from launch.cli.after import after_ranks
-    from launch.requeue import place, queued_as, requeue
-    from launch.supervisor import end_of
+    from launch.ended.after import bad_hosts, start_of
+    from launch.ended.requeue import place, queued_as, requeue
+    from launch.queueing.supervisor import end_of
 
     run = runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     said = end_of(run, os.environ)
@@ -232,7 +232,7 @@ def _options(given: list[str] | None) -> dict[str, str]:
 def _foresee(configs: list[RunConfig], resources: Resources, show: bool) -> None:
     """Raise InputError for a run that could not begin; print what each will be."""
     from dist_trainer.config import dump
-    from launch.forecast import forecast
+    from launch.queueing.forecast import forecast
 
     told = []
     for config in configs:
@@ -249,7 +249,7 @@ def _foresee(configs: list[RunConfig], resources: Resources, show: bool) -> None
 
 
 def _show(order: Order) -> None:
-    from launch.queue import script
+    from launch.queueing.queue import script
 
     print(f"\n{script(order)}")
 

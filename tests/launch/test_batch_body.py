@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.rundir import RunFolder, append, read_log
-from launch.after import began
 from launch.cli import main
+from launch.ended.after import began
 from tests.support.programs import stand_ins
 from tests.support.runs import ROOT, tiny_config, write_config
 

@@ -10,8 +10,8 @@ import pytest
 from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, append
 from launch import resuming
-from launch.requeue import Place
-from launch.resources import Resources
+from launch.ended.requeue import Place
+from launch.queueing.resources import Resources
 from shards.errors import InputError
 from tests.support.programs import SBATCH, stand_ins
 from tests.support.runs import tiny_config, write_config

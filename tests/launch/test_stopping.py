@@ -13,9 +13,9 @@ import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, append, read_log
-from launch.status import Status, statuses
+from launch.ended.tail import last_step
+from launch.looking.status import Status, statuses
 from launch.stopping import ask, wait
-from launch.tail import last_step
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.launched import STEPS, ltx_launch

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.rundir import RunFolder, append
-from launch.tail import last_step
+from launch.ended.tail import last_step
 from shards.dataset.opened import Dataset
 from tests.support.runs import ROOT, environment, tiny_config, trained, write_config
 from tests.support.slurm import Cluster

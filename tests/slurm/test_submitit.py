@@ -36,7 +36,7 @@ def launch(slurm: Cluster, root: Path, commands: list[list[str]]) -> list[tuple[
     for package in ("shards", "dist_trainer", "launch"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     printed = ltx_launch_on(slurm, *(["slurm", *words] for words in commands), code=copy)
-    for name in ("dist_trainer/train.py", "launch/job.py", "launch/supervisor.py"):
+    for name in ("dist_trainer/train.py", "launch/queueing/job.py", "launch/queueing/supervisor.py"):
         (copy / name).write_text("raise SystemExit('edited code is run')\n")
     return [(job, Path(run)) for job, run in re.findall(r"^job (\S+): (\S+)$", printed, re.M)]
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from dist_trainer.rundir import RunFolder, append
-from launch.cause import ending
-from launch.requeue import Place
+from launch.ended.cause import ending
+from launch.ended.requeue import Place
+from launch.looking.status import Status, statuses
 from launch.runs import runs_of
-from launch.status import Status, statuses
 from shards.errors import InputError
 from tests.support.launched import INTERVAL, STEPS, ltx_launch
 
@@ -71,7 +71,9 @@ def begin(run: Path, **more: Any) -> None:
 
 def slurm_says(monkeypatch: pytest.MonkeyPatch, *known: Place) -> None:
     """Of job 7."""
-    monkeypatch.setattr("launch.status.places", lambda jobs: dict.fromkeys(jobs, *known) if known else {})
+    monkeypatch.setattr(
+        "launch.looking.status.places", lambda jobs: dict.fromkeys(jobs, *known) if known else {}
+    )
 
 
 def test_figures_are_of_the_last_start_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from dist_trainer.checkpoints.kept import META, complete_steps, name_of
 from dist_trainer.config import load
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
-from launch.after import bad_hosts
-from launch.cause import TOO_EARLY
-from launch.requeue import Place
+from launch.ended.after import bad_hosts
+from launch.ended.cause import TOO_EARLY
+from launch.ended.requeue import Place
+from launch.ended.squeue import places
+from launch.ended.tail import recent_steps
 from launch.runs import is_held, jobs_of, settings_of
-from launch.squeue import places
-from launch.tail import recent_steps
 from shards.errors import InputError
 
 _RECENT_STEPS = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import requeue
+from launch.ended import requeue
 from shards.errors import InputError
 
 SHOW = "JobId=7 JobName=ltx {} Dependency=(null) Requeue=1 Restarts={} BatchFlag=1 ReqNodeList=(null) ExcNodeList={} \n"

@@ -12,9 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from dist_trainer.rundir import RunFolder
-from launch.after import kept_away
+from launch.ended.after import kept_away
+from launch.looking.status import Status
 from launch.runs import LOCAL
-from launch.status import Status
 
 _COLOURS = {"RUNNING": "green", "PENDING": "yellow", "DONE": "blue", "FAILED": "red"}
 

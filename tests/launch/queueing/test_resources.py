@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.resources import Resources, gpus, minutes
+from launch.queueing.resources import Resources, gpus, minutes
 from shards.errors import InputError
 
 

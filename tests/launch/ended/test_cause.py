@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.rundir import RunFolder, append, write_text
-from launch.cause import TOO_EARLY, ending, mark, srun_log
+from launch.ended.cause import TOO_EARLY, ending, mark, srun_log
 
 
 @pytest.fixture

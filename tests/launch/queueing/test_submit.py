@@ -12,11 +12,11 @@ from submitit.core.utils import DelayedSubmission
 
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, append, read_log
-from launch import queue
 from launch.cli import main
 from launch.cli.slurm import say_kept_away
-from launch.resources import Resources
-from launch.submit import prepare, submit, submit_all
+from launch.queueing import queue
+from launch.queueing.resources import Resources
+from launch.queueing.submit import prepare, submit, submit_all
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.support.programs import SBATCH, stand_ins

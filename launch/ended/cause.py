@@ -11,7 +11,7 @@ from pathlib import Path
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import COME_BACK_CODE
-from launch.tail import tail
+from launch.ended.tail import tail
 
 _MARK = "--- "
 _LAST_LINES, _MOST_ERRORS = 5, 5

@@ -30,8 +30,8 @@ class Place:
     """A job as Slurm has it now: `state` PENDING to CANCELLED, `reason` why it waits or ended.
 
     `place` alone knows `restarts`, how often it was queued again, and `excluded`, hosts it keeps away from; `places` of
-    launch.squeue alone `start` and `end` as Slurm writes times (of a pending job: expected; "" where not known) and
-    `nodes`, a list such as node[1-4].
+    launch.ended.squeue alone `start` and `end` as Slurm writes times (of a pending job: expected; "" where not known)
+    and `nodes`, a list such as node[1-4].
     """
 
     state: str

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.requeue import Place
-from launch.squeue import places
+from launch.ended.requeue import Place
+from launch.ended.squeue import places
 from tests.support.programs import stand_ins
 
 TIME = "$([ $SLURM_TIME_FORMAT = standard ] && echo 2030-01-01T00:00:00 || echo soon)"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.board import check_events, free_port, tunnel
+from launch.looking.board import check_events, free_port, tunnel
 from shards.errors import InputError
 from tests.support.launched import Launched, ltx_launch
 from tests.support.runs import ROOT, environment

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dist_trainer.rundir import RunFolder
-from launch.tail import Tail
+from launch.ended.tail import Tail
 from shards.errors import InputError
 
 _LOOK_S, _BLOCK_BYTES = 0.5, 1 << 16

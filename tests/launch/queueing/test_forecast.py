@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.config import load
-from launch.forecast import Forecast, forecast
+from launch.queueing.forecast import Forecast, forecast
 from shards.dataset.info import write_info
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
@@ -163,7 +163,7 @@ def test_torch_is_not_imported(bench: Bench) -> None:
     config = load(bench.config(data={"preprocessed_data_root": str(root)}), ["deepspeed=null"])
     path = write_config(bench.root / "plain.yaml", config.model_dump(mode="json"))
     script = (
-        "import sys; from dist_trainer.config import load; from launch.forecast import forecast; "
+        "import sys; from dist_trainer.config import load; from launch.queueing.forecast import forecast; "
         f"forecast(load({str(path)!r}), 8); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], env=environment(), cwd=ROOT, check=True, timeout=60)

@@ -8,8 +8,8 @@ import pytest
 
 from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, append, read_log, write_text
-from launch.after import Verdict, after, bad_hosts, began, ended, refusal
-from launch.requeue import Place
+from launch.ended.after import Verdict, after, bad_hosts, began, ended, refusal
+from launch.ended.requeue import Place
 from tests.support.runs import ROOT
 
 JOB = {"SLURM_RESTART_COUNT": "0"}  # outside Slurm: there is nobody to ask whether it is cancelled
@@ -87,7 +87,7 @@ def test_another_job_begins_its_own_count(run: RunFolder) -> None:
 def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.after.place", lambda job: Place("RUNNING", "None", number))
+    monkeypatch.setattr("launch.ended.after.place", lambda job: Place("RUNNING", "None", number))
     for number in range(5):
         environ = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(number)}
         began(run.root, [f"node{number}"], 1, environ)
@@ -102,8 +102,8 @@ def test_a_start_that_found_a_bad_node_is_no_crash_and_keeps_away_from_it(
 def test_a_bad_node_that_the_cluster_has_no_more_is_left_out(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.after.place", lambda job: Place("RUNNING", "None", 0))
-    monkeypatch.setattr("launch.after.gone", lambda hosts: {"node2"})
+    monkeypatch.setattr("launch.ended.after.place", lambda job: Place("RUNNING", "None", 0))
+    monkeypatch.setattr("launch.ended.after.gone", lambda hosts: {"node2"})
     began(run.root, ["node1", "node2"], 2, {"SLURM_JOB_ID": "7"})
     for host in ("node1", "node2"):
         append(run.bad_nodes, {"job": "7", "restart": 0, "host": host})
@@ -177,7 +177,7 @@ def test_slurm_is_asked_whether_the_job_is_cancelled_or_queued_again_already(
     again: bool,
     queued: bool,
 ) -> None:
-    monkeypatch.setattr("launch.after.place", lambda job: Place(state, reason, restarts, ()))
+    monkeypatch.setattr("launch.ended.after.place", lambda job: Place(state, reason, restarts, ()))
     verdict = after(run.root, code, {"SLURM_JOB_ID": "7"})
     assert (verdict.again, verdict.queued) == (again, queued)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from dist_trainer.config import RunConfig
 from dist_trainer.rundir import RunFolder, append
 from launch import snapshot
-from launch.after import to_avoid
-from launch.job import Training
-from launch.queue import Order, queue
-from launch.resources import Resources
+from launch.ended.after import to_avoid
+from launch.ended.squeue import places
+from launch.queueing.job import Training
+from launch.queueing.queue import Order, queue
+from launch.queueing.resources import Resources
 from launch.runs import jobs_of
-from launch.squeue import places
 from shards.errors import InputError
 
 _SITE = "site.sh"

@@ -14,9 +14,9 @@ import pytest
 
 from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, read_log
-from launch import supervisor
-from launch.after import Verdict
 from launch.cli import main
+from launch.ended.after import Verdict
+from launch.queueing import supervisor
 from tests.support.programs import stand_ins
 from tests.support.runs import ROOT
 
@@ -212,7 +212,7 @@ def test_a_trainer_has_time_to_notice_that_another_is_silent(
 def test_without_slurm_s_commands_what_comes_after_is_left_to_the_batch_script(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.supervisor.shutil.which", lambda name: None)
+    monkeypatch.setattr("launch.queueing.supervisor.shutil.which", lambda name: None)
     assert task.start("sys.exit(85)") == 85
     assert task.events("ended") == []
     assert task.start("") == 0

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-from launch.requeue import LATER, PLAIN_TIMES, Place
+from launch.ended.requeue import LATER, PLAIN_TIMES, Place
 from shards.errors import InputError
 
 _CALL_S = 60.0

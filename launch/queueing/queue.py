@@ -19,10 +19,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor
 
-from launch.resources import Resources
+from launch.queueing.resources import Resources
 from shards.errors import InputError
 
-# What ends a chain of restarts is told by launch.after, which looks at the run's progress, not at time-outs.
+# What ends a chain of restarts is told by launch.ended.after, which looks at the run's progress, not at time-outs.
 _NO_LIMIT = 10**9
 # What submitit calls its files before sbatch has given their job a number; some stay, as links.
 _UNNUMBERED = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")

@@ -8,10 +8,10 @@ import pytest
 
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, read_log
-from launch import queue
 from launch.cli import main
-from launch.pipeline import Data, pipeline, stages
-from launch.resources import Resources
+from launch.queueing import queue
+from launch.queueing.pipeline import Data, pipeline, stages
+from launch.queueing.resources import Resources
 from shards.errors import InputError
 from tests.support.programs import SBATCH, stand_ins
 from tests.support.runs import tiny_config, write_config

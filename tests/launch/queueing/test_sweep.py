@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.sweep import variants
+from launch.queueing.sweep import variants
 from shards.errors import InputError
 
 KEYS = ("optimization.learning_rate", "lora.rank", "seed", "optimization.steps")

@@ -14,9 +14,9 @@ from submitit.core.utils import DelayedSubmission
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SIGNALS
+from launch.queueing.supervisor import supervise
 from launch.session import end_with_parent
 from launch.snapshot import CONFIG_NAME
-from launch.supervisor import supervise
 
 _UNTIL_ENDED_S = 900.0
 _TYPED = {"shards": "ltx-shards", "dist_trainer": "ltx-train"}

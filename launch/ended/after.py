@@ -12,8 +12,8 @@ from dist_trainer.config import load
 from dist_trainer.config.health import HealthConfig
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
-from launch.requeue import gone, place, queued_as
-from launch.tail import last_step
+from launch.ended.requeue import gone, place, queued_as
+from launch.ended.tail import last_step
 from shards.errors import InputError
 
 _MOST_STARTS = 10  # without a new checkpoint, whatever ended them

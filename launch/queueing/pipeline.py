@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dist_trainer.config import RunConfig
 from dist_trainer.validation.request import check_files
-from launch.job import Command
-from launch.queue import Order, cancel, queue
-from launch.resources import Resources
-from launch.submit import Prepared, check_not_queued, kept, prepare, record
+from launch.queueing.job import Command
+from launch.queueing.queue import Order, cancel, queue
+from launch.queueing.resources import Resources
+from launch.queueing.submit import Prepared, check_not_queued, kept, prepare, record
 from shards.errors import InputError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.rundir import RunFolder
-from launch.logs import errors, last_lines, log_of
-from launch.tail import Tail
+from launch.ended.tail import Tail
+from launch.looking.logs import errors, last_lines, log_of
 from shards.errors import InputError
 from tests.support.launched import STEPS, Launched, ltx_launch
 from tests.support.runs import ROOT, environment

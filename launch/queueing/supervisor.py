@@ -25,12 +25,12 @@ import submitit
 
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
-from launch.after import Verdict, after, began, ended, health_of, refusal, start_of
-from launch.cause import Ending, ending, mark_log
-from launch.requeue import keep_away, queued_as
+from launch.ended.after import Verdict, after, began, ended, health_of, refusal, start_of
+from launch.ended.cause import Ending, ending, mark_log
+from launch.ended.requeue import keep_away, queued_as
+from launch.ended.squeue import places
 from launch.session import end_with_parent
 from launch.snapshot import CONFIG_NAME
-from launch.squeue import places
 from shards.errors import InputError
 
 _LOOK_S = 1.0

@@ -8,8 +8,8 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from launch import job
-from launch.job import Command, Training
+from launch.queueing import job
+from launch.queueing.job import Command, Training
 
 
 @pytest.fixture

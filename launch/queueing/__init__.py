@@ -1,0 +1,1 @@
+"""What queues jobs: what is asked for, what runs in them, and what they will do."""
