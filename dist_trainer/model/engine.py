@@ -199,6 +199,8 @@ class Engine:
         """Bring the weights the model computes with in line with the master weights. All ranks do it together."""
         optimizer = self._engine.optimizer
         if self.stage == 3:
+            # Looking at the model may leave weights gathered that a training step would have used again, and let go.
+            optimizer.parameter_offload.partition_all_parameters()
             for group in range(len(optimizer.fp16_groups)):
                 optimizer._reassign_or_swap_out_partitioned_parameters(group)
             if optimizer.persistent_parameters:

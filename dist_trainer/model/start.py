@@ -56,7 +56,16 @@ def find_start(given: str, mode: Literal["lora", "full"]) -> Start:
             f"{SETTING}: {place}: is a LoRA, and model.training_mode is full; use training_mode lora, or merge it into "
             "its base first (`ltx-train export RUN --merge`)"
         )
+    if kind == "full" and mode == "lora":
+        place = _lasting(place)
     return Start(kind, str(place))
+
+
+def _lasting(place: Path) -> Path:
+    """The export of a checkpoint, where there is one: a frozen base is read at every restart, and checkpoints go."""
+    run = RunFolder(place.parent.parent)
+    exported = run.exports / place.name / "transformer"
+    return exported if place.parent == run.checkpoints and _is_transformer(exported) else place
 
 
 def _newest(given: Path) -> Path:

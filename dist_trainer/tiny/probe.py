@@ -50,7 +50,10 @@ def share_right(clips: Sequence[np.ndarray], captions: Sequence[str]) -> dict[st
 
 
 def _colour(frames: np.ndarray, masks: np.ndarray) -> str:
-    seen = np.median(frames[masks], axis=0)
+    inside = frames[masks]
+    strength = inside.max(axis=-1)
+    # Along a soft outline a colour fades into the backdrop: the strongest half tells.
+    seen = np.median(inside[strength >= np.median(strength)], axis=0)
     known = COLOURS | NEW_COLOURS
     return min(known, key=lambda name: float(np.linalg.norm(seen - known[name])))
 

@@ -17,12 +17,13 @@ GUIDANCE = 2.0
 
 
 def captions(colours: Sequence[str] = tuple(COLOURS), shapes: Sequence[str] = SHAPES) -> list[str]:
-    """A caption for each colour and shape, the moves taking turns."""
-    kinds = product(colours, shapes)
-    return [
-        f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape} moves {list(MOVES)[number % len(MOVES)]}"
-        for number, (colour, shape) in enumerate(kinds)
-    ]
+    """A caption for each colour and shape; no shape always moves the same way."""
+    made = []
+    for number, (colour, shape) in enumerate(product(colours, shapes)):
+        article = "an" if colour[0] in "aeiou" else "a"
+        move = list(MOVES)[(number + number // len(MOVES)) % len(MOVES)]
+        made.append(f"{article} {colour} {shape} moves {move}")
+    return made
 
 
 def generate(

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import LTXVideoTransformer3DModel
+from safetensors.torch import load_file
 
+from dist_trainer.model.family import WEIGHTS
 from dist_trainer.tiny.domain import BUCKETS, scenes
+from dist_trainer.tiny.trained import new_transformer
 from shards.prepare.media.shapes import write_scenes
 from shards.prepare.tables.rows import read_rows, write_rows
 
@@ -83,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     dataset = prepare(parsed.folder, parsed.work, parsed.clips, parsed.seed)
     trained = train(parsed.folder, dataset, parsed.work / "run", parsed.settings)
-    LTXVideoTransformer3DModel.from_pretrained(trained, torch_dtype=torch.bfloat16).save_pretrained(
-        parsed.folder / "transformer"
-    )
+    # Into a new one, whose config.json does not name the run's folder.
+    transformer = new_transformer(parsed.seed)
+    transformer.load_state_dict(load_file(trained / WEIGHTS))
+    transformer.to(torch.bfloat16).save_pretrained(parsed.folder / "transformer")
 
 
 if __name__ == "__main__":

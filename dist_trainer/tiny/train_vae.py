@@ -15,8 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_trainer.model.family import WEIGHTS
 from dist_trainer.tiny.domain import FRAMES, SIZE, scenes
 from dist_trainer.tiny.model import tiny_scheduler, tiny_text_encoder, tiny_tokenizer
 from dist_trainer.tiny.muon import Muon
@@ -148,10 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    vae = new_vae(parsed.seed)
     if parsed.start:
-        vae = AutoencoderKLLTXVideo.from_pretrained(parsed.start, subfolder="vae", torch_dtype=torch.float32)
-    else:
-        vae = new_vae(parsed.seed)
+        vae.load_state_dict(load_file(parsed.start / "vae" / WEIGHTS))
     train(vae, parsed.steps, parsed.learning_rate, parsed.seed)
     vae.eval().to(torch.bfloat16).float()  # what is measured is what is stored
     set_statistics(vae, parsed.seed)

@@ -38,6 +38,7 @@ from shards.errors import InputError
 from shards.hashing import mix
 from shards.prepare.encode.encoders import choose_dtype
 from shards.prepare.encode.models import load_vae
+from shards.prepare.encode.vae import vae_scale
 from shards.prepare.media.clip_error import ClipError
 from shards.source import part
 
@@ -223,9 +224,14 @@ class Sampler:
 
     @cached_property
     def _vae(self) -> AutoencoderKLLTXVideo:
-        """On the CPU; only ranks that make videos load it."""
-        device = self.gathering.world.device
-        return load_vae(self.config.model.model_source, choose_dtype("auto", device))
+        """On the CPU; only ranks that make videos load it. Raises InputError where it is not the dataset's."""
+        source, dataset = self.config.model.model_source, self.data.dataset
+        vae = load_vae(source, choose_dtype("auto", self.gathering.world.device))
+        if vae_scale(vae) != dataset.info.scale:
+            raise InputError(
+                f"{dataset.root}: dataset.json says {dataset.info.scale}, the VAE of {source} has {vae_scale(vae)}"
+            )
+        return vae
 
 
 def _reason(error: Exception) -> str:

@@ -48,6 +48,9 @@ OTHER: dict[str, Any] = {
     "model_source": "another",
     "training_mode": "full",
     "conditioning_mode": "reference_video",
+    "holdout": 0.1,
+    "load_checkpoint": "somebody.safetensors",
+    "started_from": {"kind": "adapter", "place": "/models/somebody.safetensors"},
 }
 
 

@@ -10,7 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from tests.support.runs import lora_blocks, tiny_config, write_config
 
 TOKEN = "hf_standin"
 _OID = "0" * 40
@@ -131,3 +134,10 @@ def environ_of(hub: Hub, token: str = TOKEN) -> dict[str, str]:
     """What leads a process to the stand-in, with a token."""
     # The library's own storage service has no stand-in; without it files go the way git-lfs has them.
     return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+def hub_config(model_folder: Path, data: Path, output: Path) -> Path:
+    """Config of a LoRA run of one step that pushes to me/mine."""
+    pushed = {"push_to_hub": True, "hub_model_id": "me/mine"}
+    blocks = {**lora_blocks(), "optimization": {"steps": 1}, "hub": pushed}
+    return write_config(output.with_suffix(".yaml"), tiny_config(model_folder, data, output, **blocks))

@@ -50,6 +50,13 @@ def test_of_a_run_the_newest_checkpoint_is_taken(runs: Path) -> None:
     assert find_start(str(runs / "full" / "checkpoints"), "full").path.name == "step_000002"
 
 
+def test_under_a_lora_a_runs_export_is_taken_which_outlives_its_checkpoint(runs: Path) -> None:
+    exported = runs / "full" / "exports" / "step_000002" / "transformer"
+    assert find_start(str(runs / "full"), "lora") == Start("full", str(exported))
+    shutil.rmtree(exported)
+    assert find_start(str(runs / "full"), "lora").is_checkpoint
+
+
 def test_of_a_run_whose_checkpoints_are_gone_the_newest_export_is_taken(runs: Path) -> None:
     shutil.rmtree(runs / "full" / "checkpoints")
     found = find_start(str(runs / "full"), "full")

@@ -12,7 +12,7 @@ ALL = scenes(24 * 7 * 5 // 6, 3, colours=(*COLOURS, *NEW_COLOURS), shapes=(*SHAP
 
 def spoiled(frames: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Blurred and noisy, as a small model's clips are."""
-    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.5) for frame in frames])
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.2) for frame in frames])
     return np.clip(blurred + random.normal(0, 12, blurred.shape), 0, 255).astype(np.uint8)
 
 

@@ -80,7 +80,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """`two` and `one`: three prompts on so many ranks. On two ranks: `without` videos, `single` of one prompt, `both`:
-    an IC-LoRA with first frames and references, two videos of each prompt and no guidance."""
+    an IC-LoRA with first frames and references, two videos of each prompt and no guidance, and `neither` without."""
     made = Runs(tmp_path_factory.mktemp("videos"), model_folder)
     media = made.root / "media"
     media.mkdir()
@@ -90,6 +90,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         write_clip(media / f"{number}.mp4", clip, 12)
         write_clip(media / f"{number}.png", clip[:1], 12)
     both = lora_blocks(reference=True)
+    both["lora"] = {**both["lora"], "dropout": 0.2}
     both["validation"] = {
         **VIDEOS,
         "prompts": PROMPTS[:2],
@@ -99,12 +100,13 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "guidance_scale": 1.0,
         "interval": 100,
     }
-    both["optimization"] = {"steps": 1}
+    both["optimization"] = {"steps": 2}
     configs = [
         made.config("two"),
         made.config("without", validation={"interval": None}),
         made.config("single", validation={**VIDEOS, "prompts": PROMPTS[:1], "skip_initial_validation": True}),
         made.config("both", **both),
+        made.config("neither", **{**both, "validation": {**both["validation"], "interval": None}}),
     ]
     several(2, *configs, logs=made.root / "logs_two")
     train(1, made.config("one"), logs=made.root / "logs_one", timeout_s=300)
@@ -148,6 +150,8 @@ def test_videos_do_not_depend_on_the_number_of_ranks_or_of_prompts(runs: Runs) -
 
 def test_training_does_not_notice_that_videos_are_made(runs: Runs) -> None:
     assert_same_run(runs.root / "two", runs.root / "without")
+    # Dropout, which videos must not have, is there again after them.
+    assert_same_run(runs.root / "both", runs.root / "neither")
 
 
 def test_references_stand_beside_videos_that_begin_with_their_first_frames(runs: Runs) -> None:
