@@ -16,6 +16,7 @@ from dist_trainer.sinks.tensorboard import TensorBoard
 from dist_trainer.sinks.wandb import Wandb
 from dist_trainer.version import __version__
 from shards.errors import InputError
+from shards.storage.masked import masked
 
 
 def check_sinks(config: RunConfig) -> None:
@@ -34,7 +35,7 @@ def open_board(config: RunConfig, folder: RunFolder, start: int, data: Data, eng
     if config.wandb.enabled:
         sinks.append(Wandb(config.wandb, folder))
     board = Board(folder, start, sinks, config.tensorboard.interval, config.optimization.steps)
-    board.text("config", f"```yaml\n{dump(config)}\n```")
+    board.text("config", f"```yaml\n{masked(dump(config))}\n```")
     board.text("model card", card(config, data, engine))
     board.lengths("data/tokens", data.plan.tokens)
     judged_by = ["train/loss"]
@@ -58,7 +59,8 @@ def card(config: RunConfig, data: Data, engine: Engine) -> str:
     rows = {
         "base model": config.model.model_source,
         "trained": f"{what}: {trained:,} parameters",
-        "dataset": f"{data.dataset.root}: {len(plan.ids):,} samples to train, {int(plan.tokens.sum()):,} tokens",
+        "dataset": f"{masked(str(data.dataset.root))}: {len(plan.ids):,} samples to train, "
+        f"{int(plan.tokens.sum()):,} tokens",
         "steps": f"{optimization.steps:,}, each of {step}; {plan.steps_per_epoch:,.1f} steps an epoch",
         "optimizer": f"{optimization.optimizer_type}, learning rate {optimization.learning_rate:g}, "
         f"{optimization.scheduler_type}",

@@ -90,15 +90,17 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         limit = config.data.max_damaged_samples
         ledger = open_ledger(data.plan, dataset, limit, folder, start, gathering)
         skips = open_skips(dataset, config.health.max_skipped_steps, folder, start, gathering)
+        opened = stack.enter_context(ExitStack())
         board = open_board(config, folder, start, data, engine) if world.is_main else None
         if board:
-            stack.callback(board.close)
-        fed = open_feed(config, data, world, start, stack)
+            opened.callback(board.close)
+        fed = open_feed(config, data, world, start, opened)
         begun = Begun(config, data, engine, ema, folder, board, requests, gathering, start)
-        events = open_events(begun, open_looks(begun, cases, held_out, stack))
+        events = open_events(begun, open_looks(begun, cases, held_out, opened))
         gauge = Gauge(data, utilization(config, data.transformer, engine.shapes(), world))
         wish = train(engine, fed, data, gauge, ledger, skips, events, requests, dtype_of(config))
-    finish(config, folder, wish, gathering)
+        opened.close()
+        finish(config, folder, wish, gathering)
     return wish
 
 

@@ -32,6 +32,7 @@ from dist_trainer.model.weights import stored_tensors
 from dist_trainer.rundir import RunFolder
 from shards.errors import InputError
 from shards.source import part
+from shards.storage.masked import masked
 
 Format = Literal["diffusers", "comfyui", "both"]
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -169,7 +170,7 @@ def _header(run: RunFolder, config: RunConfig, step: int) -> dict[str, str]:
         "step": str(step),
         **({"started_from": start.place} if start else {}),
         **read_facts(run),
-        "training_config": dump(config),
+        "training_config": masked(dump(config)),
     }
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
 
 from dist_trainer import dist
 from dist_trainer.dist import Gathering, MissingRanks
@@ -31,17 +30,20 @@ def fail(
     `world`: None where the environment does not tell this rank's place.
     """
     code = 2 if isinstance(error, InputError) else 1
+    unheard = False
     if world and not gathering and code == 2:
         # Ranks that found nothing wrong hear of it, instead of waiting for this one.
-        with suppress(MissingRanks, InputError):
+        try:
             gathering = dist.connect(world, _BEFORE_START_S)
+        except (MissingRanks, InputError):
+            unheard = True
     world = world or presumed(os.environ)
     for number in SIGNALS:
         # srun tells all to end when the first has: neither the word of this one nor its code may be lost by that.
         signal.signal(number, signal.SIG_IGN)
     if gathering is None:
-        # Nobody to agree with: rank 0, or the likely first of those that do not find it.
-        if world.is_main or (isinstance(error, MissingRanks) and world.rank == 1):
+        # Nobody to agree with: rank 0, or the likely first of those that do not find it, or who alone knows.
+        if world.is_main or unheard or (isinstance(error, MissingRanks) and world.rank == 1):
             _tell(f"error: {_explained(error)}")
         return code
     lingers_s = _AFTER_START_S if dist.started() or code != 2 else _BEFORE_START_S

@@ -95,7 +95,7 @@ def slurm_command(
     """Queue training on a Slurm cluster. It comes back by itself after its time limit, preemption, or a crash."""
     from dist_trainer.config import load
     from launch.queueing.submit import prepare, submit_all
-    from launch.queueing.sweep import variants
+    from launch.queueing.sweep import check_apart, variants
 
     base = load(config, overrides or [])
     configs = [
@@ -104,6 +104,7 @@ def slurm_command(
         )
         for one in variants(sweep or [])
     ]
+    check_apart(configs)
     _foresee(configs, resources, show=dry_run)
     if dry_run:
         _show(prepare(configs, resources, base.output_dir, at_once).order)

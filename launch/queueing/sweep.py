@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from dist_trainer.config import RunConfig
 from shards.errors import InputError
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and logs of the run are named after it
@@ -45,6 +46,17 @@ def variants(sweeps: Sequence[str]) -> list[Variant]:
     ]
     _check_names(found)
     return found
+
+
+def check_apart(configs: Sequence[RunConfig]) -> None:
+    """Raise InputError where runs of a sweep would upload to one repository, each over the one before."""
+    shared = Counter(config.hub.hub_model_id for config in configs if config.hub.push_to_hub)
+    for name, count in shared.items():
+        if count > 1:
+            raise InputError(
+                f"hub.hub_model_id = {name}: {count} runs of the sweep would upload to it; set hub.push_to_hub=false "
+                "and upload the best one by `ltx-train push RUN`"
+            )
 
 
 def _parse(text: str) -> tuple[str, list[str]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import tempfile
 import time
 import uuid
@@ -25,6 +24,7 @@ from obstore.store import AzureStore, HTTPStore, from_url
 
 from shards.errors import InputError
 from shards.storage.entry import Entry, is_temporary
+from shards.storage.masked import masked
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -63,7 +63,7 @@ class ObjectStorage:
 
     def __init__(self, url: str, retry: RetryConfig = RETRY) -> None:
         """Raises InputError for a URL that cannot be one. Nothing is read yet."""
-        self.name = _masked(url)
+        self.name = masked(url)
         self._scheme = url.partition("://")[0]
         if self._scheme not in SCHEMES:
             raise InputError(f"{self.name}: {self._scheme}:// is not known; use one of {', '.join(SCHEMES)}")
@@ -284,12 +284,7 @@ def _entry(meta: Mapping[str, Any]) -> Entry:
     return Entry(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
 
-def _masked(text: str) -> str:
-    """A text without the user names and passwords of the URLs in it."""
-    return re.sub(r"(?<=://)[^/\s?#]*@", "***@", text)
-
-
 def _cause(error: Exception) -> str:
     """One line of an error of obstore, whose text goes on with a dump of its structures."""
-    line = _masked(" ".join(str(error).partition("\n\nDebug source")[0].split()))
+    line = masked(" ".join(str(error).partition("\n\nDebug source")[0].split()))
     return line if len(line) <= 400 else f"{line[:400]}..."

@@ -239,6 +239,7 @@ def test_a_files_header_tells_where_it_comes_from(ic_lora: Path, kept: bool) -> 
     facts.write_text('{"trigger_word": "NIMBUS", "reference_downscale_factor": 2}')
     if not kept:
         facts.unlink()
+    change_config(ic_lora, "data", preprocessed_data_root="https://me:secret@host/data")
     folder = export(ic_lora)
     [comfyui] = (folder / "comfyui").iterdir()
     for file in (folder / LORA_FILE, comfyui):
@@ -247,4 +248,8 @@ def test_a_files_header_tells_where_it_comes_from(ic_lora: Path, kept: bool) -> 
         assert header["step"] == "2"
         assert header.get("trigger_word") == ("NIMBUS" if kept else None)
         assert header.get("reference_downscale_factor") == ("2" if kept else None)
-        assert yaml.safe_load(header["training_config"])["lora"]["rank"] == 4
+        config = yaml.safe_load(header["training_config"])
+        assert config["lora"]["rank"] == 4
+        assert config["data"]["preprocessed_data_root"] == "https://***@host/data", (
+            "a password is nobody else's"
+        )

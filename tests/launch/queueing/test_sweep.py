@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.queueing.sweep import variants
+from dist_trainer.config import RunConfig
+from launch.queueing.sweep import check_apart, variants
 from shards.errors import InputError
 
 KEYS = ("optimization.learning_rate", "lora.rank", "seed", "optimization.steps")
@@ -64,3 +65,13 @@ def test_a_value_is_handed_on_as_it_was_written() -> None:
 def test_what_gives_no_sweep_is_refused(sweeps: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         variants(sweeps)
+
+
+def test_runs_that_would_upload_over_each_other_are_refused() -> None:
+    def config(**hub: object) -> RunConfig:
+        return RunConfig.model_validate({"lora": {}, "hub": hub, "data": {"preprocessed_data_root": "a"}})
+
+    first, again, other = (config(push_to_hub=True, hub_model_id=name) for name in ("me/a", "me/a", "me/b"))
+    check_apart([config(), config(), first, other])
+    with pytest.raises(InputError, match="2 runs of the sweep would upload"):
+        check_apart([first, other, again])
