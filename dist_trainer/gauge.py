@@ -37,7 +37,7 @@ class Gauge:
             "speed/samples_per_s": len(rows) / elapsed_s,
             "time/step_s": elapsed_s,
             "time/data_wait_s": reduced.data_wait_s,
-            "time/compute_s": float(reduced.computed_s.max()),
+            "time/forward_s": float(reduced.computed_s.max()),
             "pack/efficiency": layout.useful,
             "pack/balance": float(heaviest.mean()),
             "pack/micro_steps": float(len(layout.packs)),

@@ -106,6 +106,12 @@ class ReducedStep:
             raise RuntimeError(f"step {step.index + 1}: samples not trained exactly once: {named}")
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let the memory's peak begin anew: what a look at the model took is not what training takes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def _peak_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))

@@ -71,7 +71,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
             stack.enter_context(folder.hold(folder.follows(os.environ)))
         check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
         data = build_data(config, dataset, state)
-        agree(data, held_out, gathering)
+        agree(config, data, held_out, gathering)
         announce(config, data, world)
         check_hub(config, before is not None, gathering)
         cases = encode_cases(config, data, folder, gathering)
@@ -82,6 +82,8 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         progress.doing("reading the checkpoint")
         ema = None if config.optimization.ema_decay is None else Ema(engine, config.optimization.ema_decay)
         start = resume(engine, ema, folder, gathering)
+        if not start:
+            engine.reserve()
         expect_saves(requests, folder, world)
         if start >= steps:
             say(world, f"already complete: {start} steps of {steps}; raise optimization.steps to go on")
@@ -186,10 +188,12 @@ def announce(config: RunConfig, data: Data, world: World) -> None:
             say(world, f"note: {advised}")
 
 
-def agree(data: Data, held_out: Dataset | None, gathering: Gathering) -> None:
+def agree(config: RunConfig, data: Data, held_out: Dataset | None, gathering: Gathering) -> None:
     """Raise InputError unless every rank has rank 0's plan: another dataset or code there would train another step."""
+    alike = (config.validation, config.checkpoints, config.optimization)
     held = held_out.manifest.fingerprint if held_out else ""
-    own = f"{data.dataset.manifest.fingerprint} {held} {data.plan.fingerprint} {data.feeding}"
+    # What decides how often ranks meet is among it.
+    own = f"{data.dataset.manifest.fingerprint} {held} {data.plan.fingerprint} {data.feeding} {alike}"
     if gathering.share("plan", own) != own:
         raise InputError(
             f"{data.dataset.root}: rank {gathering.world.rank} sees another dataset or plan than rank 0; "

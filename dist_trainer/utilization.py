@@ -43,7 +43,7 @@ _PEAKS = (
     ("RTX 3090", 71.0),
     ("MI325X", 1307.4),
     ("MI300X", 1307.4),
-    ("MI250X", 383.0),
+    ("MI250X", 191.5),  # of one of its two dies, which is a device
 )
 
 

@@ -53,7 +53,7 @@ class ValidationConfig(Block):
         default=None, gt=0, description="Steps between measurements of the held-out loss; null: as interval."
     )
     holdout_samples: int = Field(
-        default=256, gt=0, description="Measure the loss of at most so many held-out samples."
+        default=64, gt=0, description="Measure the loss of at most so many held-out samples."
     )
 
 

@@ -195,6 +195,10 @@ class Engine:
                 target = master.data if key == MASTER else state[key]
                 target.view(-1)[offset : offset + length].copy_(value)
 
+    def reserve(self) -> None:
+        """Give the optimizer its memory before its first step: what is looked at before has no more room than later."""
+        self._create_optimizer_state(0)
+
     def publish(self) -> None:
         """Bring the weights the model computes with in line with the master weights. All ranks do it together."""
         optimizer = self._engine.optimizer
@@ -269,7 +273,7 @@ class Engine:
         return list(optimizer.fp32_groups_flat_partition)
 
     def _create_optimizer_state(self, steps: int) -> None:
-        # torch creates an optimizer's state at its first step; a resumed run needs it before.
+        # By itself torch creates an optimizer's state at its first step.
         inner = self._inner()
         if not isinstance(inner, torch.optim.AdamW):
             return

@@ -31,7 +31,7 @@ _CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "tokens per second": ("speed/tokens_per_s",),
         "samples per second": ("speed/samples_per_s",),
         "share of the devices' peak": ("speed/mfu", "speed/hfu"),
-        "seconds of a step": ("time/step_s", "time/compute_s", "time/data_wait_s"),
+        "seconds of a step": ("time/step_s", "time/forward_s", "time/data_wait_s"),
         "seconds beside the steps": ("time/save_s", "time/heldout_s", "time/validation_s"),
     },
     "ranks": {

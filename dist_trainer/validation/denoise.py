@@ -33,12 +33,18 @@ class Sampling:
 
 
 def denoising(
-    case: Case, noise: Tensor, sampling: Sampling, recipe: Recipe, device: torch.device, dtype: torch.dtype
+    case: Case,
+    noise: Tensor,
+    sampling: Sampling,
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    drawn: torch.Generator,
 ) -> Generator[Inputs, Tensor, Tensor]:
     """Yield the model's inputs of each step, take its prediction [N,Cin], and return latents float32 [C,F,H,W].
 
     `noise` float32 [C,F,H,W]. With guidance above 1 a step's pack holds two samples: one with the negative prompt, one
-    with the prompt. The latents are on `device`.
+    with the prompt. The latents are on `device`. A scheduler that adds noise at each step takes it from `drawn`.
     """
     grid = latent_grid(noise, recipe.patch, "noise")
     known = torch.zeros_like(noise)
@@ -66,7 +72,7 @@ def denoising(
         wanted = velocity[-1]
         if copies > 1:
             wanted = velocity[0] + sampling.guidance * (velocity[1] - velocity[0])
-        moved = scheduler.step(wanted, time, tokens[made.clean :], return_dict=False)[0]
+        moved = scheduler.step(wanted, time, tokens[made.clean :], generator=drawn, return_dict=False)[0]
         tokens = torch.cat([tokens[: made.clean], moved])
     return unpatchify(tokens[-grid.tokens(recipe.patch) :], grid, recipe.patch)
 

@@ -122,16 +122,21 @@ class Sampler:
                 making, failed[name] = None, _reason(error)
         for _ in range(self.config.validation.inference_steps):
             progress.moved()
+            prediction = None
             try:
                 prediction = self.engine.forward(*inputs)
-                inputs = making.send(prediction) if making else inputs
-            except StopIteration as end:
-                latents, inputs, making = end.value, self._idle, None
             except torch.OutOfMemoryError as error:
                 if not making or not name or self._is_cut:
                     raise InputError(self._too_large()) from error
                 torch.cuda.empty_cache()
                 failed[name], inputs, making = _reason(error), self._idle, None
+            if name and making and prediction is not None:
+                try:
+                    inputs = making.send(prediction)
+                except StopIteration as end:
+                    latents, inputs, making = end.value, self._idle, None
+                except Exception as error:
+                    failed[name], inputs, making = _reason(error), self._idle, None
             wish = asked(self.requests, self.gathering.world.device)
             if wish >= Wish.COME_BACK:
                 return wish
@@ -148,7 +153,7 @@ class Sampler:
         channels = self.data.feeding.channels // (recipe.patch.temporal * recipe.patch.spatial**2)
         noise = torch.randn((channels, *self.cases.wanted.grid), generator=drawn)
         case, device = read_case(self.cases.path, video.prompt), self.gathering.world.device
-        return denoising(case, noise, self._sampling, recipe, device, dtype_of(self.config))
+        return denoising(case, noise, self._sampling, recipe, device, dtype_of(self.config), drawn)
 
     def _write(self, step: int, video: Video, latents: Tensor) -> None:
         """Decode latents [C,F,H,W] and write them, the reference beside them where there is one."""

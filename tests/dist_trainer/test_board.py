@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def launch(
     run: RunFolder, after: int, stop: int, number: int, interval: int = 1, enabled: bool = True
 ) -> Board:
     """A board that records steps `after` + 1 to `stop` of a run of 10 steps; not closed, as after a kill."""
+    if run.tensorboard.exists():
+        time.sleep(1.0)  # files of one second have no order
     sinks = [TensorBoard(run.tensorboard, after)] if enabled else []
     board = Board(run, after, sinks, interval, total_steps=10)
     board.text("config", f"launch: {number}\nseed: 42")

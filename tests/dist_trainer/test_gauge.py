@@ -102,7 +102,7 @@ def test_balance_is_measured_beside_what_was_planned(finished_runs: Path) -> Non
     )
     figures = Gauge(data, None).figures(micro, reduced, 4.0)
     assert figures["balance/measured"] == 1.5
-    assert figures["time/compute_s"] == 3.0
+    assert figures["time/forward_s"] == 3.0
     whole = micro.loads.sum(axis=0)
     assert figures["balance/planned"] == whole.max() / whole.mean()
     assert (figures["memory/peak_gib"], figures["time/data_wait_s"]) == (1.0, 0.25)
@@ -111,5 +111,5 @@ def test_balance_is_measured_beside_what_was_planned(finished_runs: Path) -> Non
 def test_a_cpu_has_no_utilization_and_the_time_computed_is_within_the_step(run: Path) -> None:
     for record in lines(run / "metrics.jsonl"):
         assert "speed/mfu" not in record
-        assert 0 < record["time/compute_s"] < record["time/step_s"]
+        assert 0 < record["time/forward_s"] < record["time/step_s"]
         assert record["balance/measured"] == 1.0

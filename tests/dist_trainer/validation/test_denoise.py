@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def sampled(of: Case, noise: Tensor, how: Sampling, recipe: Recipe) -> Tensor:
     """Latents from the packed forward of the tiny transformer."""
     model = tiny_transformer()
     install(model)
-    making = denoising(of, noise, how, recipe, CPU, torch.float32)
+    making = denoising(of, noise, how, recipe, CPU, torch.float32, torch.Generator().manual_seed(0))
     inputs = next(making)
     for _ in range(how.steps - 1):
         inputs = making.send(model(*inputs))
@@ -190,3 +191,11 @@ def test_a_smaller_reference_is_spread_over_the_target(model_folder: Path) -> No
     small = sampled(case(reference=Grid(2, 2, 3)), noise, how, recipe)
     assert small.shape == noise.shape
     assert (small - sampled(case(), noise, how, Recipe(SCALE, PATCH))).abs().max() > 1e-3
+
+
+def test_noise_that_a_scheduler_adds_is_the_videos_own(model_folder: Path) -> None:
+    how = sampling(model_folder, 1.0)
+    how = replace(how, scheduler={**how.scheduler, "stochastic_sampling": True})
+    noise, of = drawn(5, CHANNELS, *GRID), case()
+    first, second = (sampled(of, noise, how, Recipe(SCALE, PATCH)) for _ in range(2))
+    assert torch.equal(first, second)
