@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +79,9 @@ def export_command(
     from dist_trainer.exporting.export import Wanted, export
 
     kind = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    print(export(run, step, Wanted(formats, kind, merge, pipeline, ema)))  # type: ignore[arg-type]
+    with _one_line(run):
+        written = export(run, step, Wanted(formats, kind, merge, pipeline, ema))  # type: ignore[arg-type]
+    print(written)
 
 
 @app.command("push")
@@ -91,7 +95,20 @@ def push_command(
     """Upload a run's export, with a model card, curves and sample videos, to the Hugging Face hub."""
     from dist_trainer.hub.push import push
 
-    print(push(run, step, to))
+    with _one_line(run):
+        address = push(run, step, to)
+    print(address)
+
+
+@contextmanager
+def _one_line(run: Path) -> Iterator[None]:
+    """What the disk or a damaged file does within, as an InputError: a full disk is no fault of the program."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{run}: {error}") from error
 
 
 def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:

@@ -8,10 +8,10 @@ from shards.errors import InputError
 
 # Versions that were released as one file only take their transformer from it and everything else from the
 # repository of the release whose VAE they share.
-_MAIN = "Lightricks/LTX-Video"
+SINGLE_FILES = "Lightricks/LTX-Video"
 _SHARED = "Lightricks/LTX-Video-0.9.5"
 VERSIONS: dict[str, tuple[str, str | None]] = {
-    "LTXV_2B_0.9.0": (_MAIN, None),
+    "LTXV_2B_0.9.0": (SINGLE_FILES, None),
     "LTXV_2B_0.9.1": ("Lightricks/LTX-Video-0.9.1", None),
     "LTXV_2B_0.9.5": (_SHARED, None),
     "LTXV_2B_0.9.6_DEV": (_SHARED, "ltxv-2b-0.9.6-dev-04-25.safetensors"),
@@ -42,12 +42,12 @@ def part(source: str | Path, name: str, setting: str = _SETTING) -> Path:
     if local.suffix == ".safetensors" and local.is_file() and name == "transformer":
         return local
     repository, single_file = VERSIONS.get(text, (text, None))
-    if text not in VERSIONS and not _is_hub_id(text):
+    if text not in VERSIONS and not is_hub_id(text):
         raise InputError(
             f"{setting}: {text}: no such folder, and not a hub id (owner/name) or a version name"
         )
     if name == "transformer" and single_file:
-        return _download_file(_MAIN, single_file, setting)
+        return _download_file(SINGLE_FILES, single_file, setting)
     return _download_folder(repository, name, setting)
 
 
@@ -59,14 +59,15 @@ def transformer_config(source: str | Path) -> Path:
     text = str(source)
     local = Path(text).expanduser()
     if local.exists() or text not in VERSIONS:
-        if not local.exists() and _is_hub_id(text):
+        if not local.exists() and is_hub_id(text):
             return _download_file(text, "transformer/config.json", _SETTING)
         found = part(source, "transformer")
         return found / "config.json" if found.is_dir() else found.with_name("config.json")
     return _download_file(VERSIONS[text][0], "transformer/config.json", _SETTING)
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
+    """Whether a text may name a repository of the hub, told from its look alone."""
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
 
 

@@ -78,6 +78,7 @@ class HubConfig(Block):
         default=False, description="Upload what was trained to the Hugging Face hub, at the end."
     )
     hub_model_id: str | None = Field(default=None, description="Repository to upload to, owner/name.")
+    private: bool = Field(default=False, description="Make the repository a private one.")
 
 
 class WandbConfig(Block):

@@ -8,9 +8,10 @@ exports/step_000500/merged/{transformer/, comfyui/}    a LoRA in the weights of 
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ Format = Literal["diffusers", "comfyui", "both"]
 LORA_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI = "comfyui"
 MERGED = "merged"
+_LEFT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Pat
             f"--ema: {checkpoint.folder}: holds no running mean; optimization.ema_decay keeps one"
         )
     final = run.exports / checkpoint.folder.name
-    temporary = run.exports / f".{final.name}.{os.getpid()}.tmp"
-    # Process ids come back: a container's first process is number 1 every time.
-    shutil.rmtree(temporary, ignore_errors=True)
+    _clear_left(run.exports)
+    # Not the process's number: two machines may export the same run.
+    temporary = run.exports / f".{final.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir(parents=True)
     try:
         _write(temporary, run, config, checkpoint, wanted)
@@ -174,6 +176,16 @@ def _header(run: RunFolder, config: RunConfig, step: int) -> dict[str, str]:
     }
 
 
+def _clear_left(exports: Path) -> None:
+    """Remove what killed exports left: unfinished folders in which nothing has moved for a day."""
+    for folder in exports.glob(".step_*.tmp"):
+        with suppress(OSError):  # another export may be clearing it, or ending
+            # Not the time of modification: a copied part of a pipeline brings its own.
+            newest_change = max(path.lstat().st_ctime for path in (folder, *folder.rglob("*")))
+            if time.time() - newest_change > _LEFT_S:
+                shutil.rmtree(folder)
+
+
 def _take_over(temporary: Path, final: Path) -> None:
     """Move what was written into the step's folder, each piece of it whole, in place of what is there."""
     pieces = list(temporary.iterdir())
@@ -187,4 +199,6 @@ def _take_over(temporary: Path, final: Path) -> None:
         if target.is_dir() and not target.is_symlink():
             aside = piece.with_name(f".old_{piece.name}")
             target.rename(aside)
+        elif target.is_symlink():
+            target.unlink()
         piece.replace(target)

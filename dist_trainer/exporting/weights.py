@@ -14,6 +14,7 @@ import torch
 from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint
 from dist_trainer.model.weights import Stored, opened, shapes_of
 from dist_trainer.watch import progress
+from shards.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,15 @@ def stored(places: Mapping[str, Stored], stack: ExitStack) -> Weights:
 def merged(base: Weights, adapter: Weights, scale: float) -> Weights:
     """A base model with an adapter in its weights, float32: `base + scale * B @ A` where the adapter has a module.
 
-    `adapter`: as `trained` gives it of a LoRA's checkpoint. Holds one module at a time.
+    `adapter`: as `trained` gives it of a LoRA's checkpoint. Holds one module at a time. Raises InputError where the
+    base lacks a module of the adapter's.
     """
     downs = {f"{name.split('.lora_A.')[0]}.weight": name for name in adapter.shapes if ".lora_A." in name}
+    if lacking := sorted(downs.keys() - base.shapes.keys()):
+        raise InputError(
+            f"--merge: the LoRA's base has no {lacking[0]}, which the LoRA changes; is it still the model that the run "
+            "was trained on?"
+        )
 
     def read(name: str) -> torch.Tensor:
         weight = base.read(name).float()

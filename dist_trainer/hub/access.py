@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
+from dist_trainer.hub.limit import limited
 from shards.errors import InputError
 
+ASK_S = 60.0
 _BUSY = (408, 429)  # of the hub's refusals, those that pass
 
 
@@ -27,7 +29,7 @@ def check_hub(config: RunConfig, again: bool, gathering: Gathering) -> None:
     repository = config.hub.hub_model_id
     if not config.hub.push_to_hub or not repository:
         return
-    asked = json.dumps(ask(repository)) if gathering.world.is_main else ""
+    asked = json.dumps(ask(repository, config.hub.private)) if gathering.world.is_main else ""
     answer = Answer(*json.loads(gathering.share("hub", asked)))
     if answer.final and not again:
         raise InputError(f"hub.hub_model_id: {repository}: {answer.why}")
@@ -39,15 +41,23 @@ def check_hub(config: RunConfig, again: bool, gathering: Gathering) -> None:
         )
 
 
-def ask(repository: str) -> Answer:
-    """Ask the hub who we are, and create the repository where there is none."""
+def ask(repository: str, private: bool = False, limit_s: float = ASK_S) -> Answer:
+    """Ask the hub who we are, and create the repository where there is none; a hub that is late cannot be reached.
+
+    `private`: the repository must be private; otherwise a new one is what its owner's new ones are.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
-    try:
+
+    def asked() -> tuple[dict[str, Any], bool]:
         user = api.whoami()
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        return user, private and not api.model_info(repository).private
+
+    try:
+        user, is_public = limited(asked, limit_s)
     except LocalTokenNotFoundError:
         return Answer("there is no token: run `hf auth login`, or set HF_TOKEN", final=True)
     except HFValidationError as error:
@@ -59,6 +69,10 @@ def ask(repository: str) -> Answer:
         return Answer(f"the hub cannot be reached: {reason(error)}")
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         return Answer("the token may only read; make one that may write", final=True)
+    if is_public:
+        return Answer(
+            "is public, and hub.private is true; make it private on the hub, or name another", final=True
+        )
     return Answer()
 
 

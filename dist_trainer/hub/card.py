@@ -10,7 +10,7 @@ import yaml
 
 from dist_trainer.config import RunConfig
 from dist_trainer.version import __version__
-from shards.source import VERSIONS
+from shards.source import SINGLE_FILES, VERSIONS, is_hub_id
 
 _KINDS = {"lora": "A LoRA", "ic_lora": "An IC-LoRA", "full": "A fine-tuned transformer"}
 _FPS = 25  # at which LTXPipeline samples unless told
@@ -30,9 +30,19 @@ def kind_of(config: RunConfig) -> str:
     return "ic_lora" if config.conditioning.mode == "reference_video" else "lora"
 
 
-def card(config: RunConfig, repository: str, step: int, facts: Mapping[str, str], shown: Shown) -> str:
-    """The text of README.md: what the model is, how to use it in diffusers and ComfyUI, how it was trained."""
-    kind, base = kind_of(config), _base(config.model.model_source)
+def card(
+    config: RunConfig,
+    repository: str,
+    step: int,
+    facts: Mapping[str, str],
+    shown: Shown,
+    continued: bool = False,
+) -> str:
+    """The text of README.md: what the model is, how to use it in diffusers and ComfyUI, how it was trained.
+
+    `continued`: the run started from other whole weights than those of its model_source.
+    """
+    kind, base = kind_of(config), "" if continued else _base(config.model.model_source)
     trigger = facts.get("trigger_word", "")
     name = repository.rpartition("/")[2]
     what = f"{_KINDS[kind]} of {base or 'LTX-Video'}, trained for {step} steps."
@@ -41,12 +51,12 @@ def card(config: RunConfig, repository: str, step: int, facts: Mapping[str, str]
         parts.append(f"Begin prompts with `{trigger}`: every caption of the training data does.")
     if kind == "ic_lora":
         parts.append(_reference(facts))
-    parts += ["## Use in diffusers", _diffusers(kind, base, repository, config, trigger)]
+    parts += ["## Use in diffusers", _diffusers(kind, repository, config, trigger, continued)]
     parts += ["## Use in ComfyUI", _comfyui(kind)]
     if shown.videos:
         parts.append("## Samples")
         parts += [f"{prompt}\n\n{_seen(file)}" for file, prompt in shown.videos]
-    parts += ["## Training", _table(_settings(config, step))]
+    parts += ["## Training", _table(_settings(config, step, continued))]
     if shown.curves:
         parts.append(f"![loss and learning rate]({shown.curves})")
     parts.append(
@@ -74,10 +84,15 @@ def _seen(file: str) -> str:
 
 
 def _base(source: str) -> str:
-    """The base model's name on the hub; empty for a local one."""
+    """The repository whose transformer was trained on; empty for a local one, and one released as a single file."""
+    return "" if source in VERSIONS and VERSIONS[source][1] else _pipeline(source)
+
+
+def _pipeline(source: str) -> str:
+    """The repository whose other parts belong to a model; empty for a local one."""
     if source in VERSIONS:
         return VERSIONS[source][0]
-    return source if source.count("/") == 1 and not Path(source).expanduser().exists() else ""
+    return source if is_hub_id(source) and not Path(source).expanduser().exists() else ""
 
 
 def _reference(facts: Mapping[str, str]) -> str:
@@ -93,23 +108,35 @@ def _reference(facts: Mapping[str, str]) -> str:
     )
 
 
-def _diffusers(kind: str, base: str, repository: str, config: RunConfig, trigger: str) -> str:
+def _transformer(kind: str, repository: str, source: str, continued: bool) -> str:
+    """The call that opens the transformer, where it is not the one of the base's pipeline."""
+    if kind == "full":
+        return f'from_pretrained("{repository}", subfolder="transformer", torch_dtype=torch.bfloat16)'
+    if continued:
+        return 'from_pretrained("path/to/the/weights/it/started/from", torch_dtype=torch.bfloat16)'
+    single = VERSIONS[source][1] if source in VERSIONS else None
+    if single:
+        address = f"https://huggingface.co/{SINGLE_FILES}/blob/main/{single}"
+        return (
+            f'from_single_file("{address}", config=base, subfolder="transformer", torch_dtype=torch.bfloat16)'
+        )
+    return ""
+
+
+def _diffusers(kind: str, repository: str, config: RunConfig, trigger: str, continued: bool) -> str:
     width, height, frames = config.validation.video_dims
     prompts = config.validation.prompts
     prompt = prompts[0] if prompts else f"{trigger} a video".strip()
-    opened = [f'base = "{base or "path/to/the/base/model"}"']
-    if kind == "full":
-        opened += [
-            f'transformer = LTXVideoTransformer3DModel.from_pretrained("{repository}", subfolder="transformer", '
-            "torch_dtype=torch.bfloat16)",
-            "pipeline = LTXPipeline.from_pretrained(base, transformer=transformer, torch_dtype=torch.bfloat16)",
-        ]
-    else:
-        opened += [
-            "pipeline = LTXPipeline.from_pretrained(base, torch_dtype=torch.bfloat16)",
-            f'pipeline.load_lora_weights("{repository}", weight_name="pytorch_lora_weights.safetensors")',
-        ]
-    names = "LTXPipeline, LTXVideoTransformer3DModel" if kind == "full" else "LTXPipeline"
+    source = config.model.model_source
+    opened = [f'base = "{_pipeline(source) or "path/to/the/base/model"}"']
+    names, given = "LTXPipeline", ""
+    if transformer := _transformer(kind, repository, source, continued):
+        names, given = "LTXPipeline, LTXVideoTransformer3DModel", "transformer=transformer, "
+        opened.append(f"transformer = LTXVideoTransformer3DModel.{transformer}")
+    opened.append(f"pipeline = LTXPipeline.from_pretrained(base, {given}torch_dtype=torch.bfloat16)")
+    if kind != "full":
+        weights = 'weight_name="pytorch_lora_weights.safetensors"'
+        opened.append(f'pipeline.load_lora_weights("{repository}", {weights})')
     lines = ["import torch", f"from diffusers import {names}"]
     lines += [] if kind == "ic_lora" else ["from diffusers.utils import export_to_video"]
     lines += ["", *opened, 'pipeline.to("cuda")']
@@ -134,11 +161,11 @@ def _comfyui(kind: str) -> str:
     return loaded + (" Give the reference by the nodes for IC-LoRA." if kind == "ic_lora" else "")
 
 
-def _settings(config: RunConfig, step: int) -> dict[str, Any]:
+def _settings(config: RunConfig, step: int, continued: bool) -> dict[str, Any]:
     optimization, lora = config.optimization, config.lora
-    found: dict[str, Any] = {
-        "base model": _base(config.model.model_source) or Path(config.model.model_source).name
-    }
+    source = config.model.model_source
+    named = _base(source) or Path(source).name
+    found: dict[str, Any] = {"base model": f"{named}, trained before" if continued else named}
     found["steps"] = step
     if lora and config.model.training_mode == "lora":
         found |= {"rank": lora.rank, "alpha": lora.alpha, "target modules": ", ".join(lora.target_modules)}

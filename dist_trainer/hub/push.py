@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps, name_of, steps_there
@@ -14,9 +12,9 @@ from dist_trainer.exporting.facts import read_facts
 from dist_trainer.hub.access import ask, reason
 from dist_trainer.hub.card import Shown, card
 from dist_trainer.hub.curves import picture
+from dist_trainer.hub.limit import limited
 from dist_trainer.rundir import RunFolder, write_text
 from dist_trainer.validation.videos import videos
-from dist_trainer.watch import progress
 from shards.atomic import replacing
 from shards.errors import InputError
 
@@ -42,7 +40,7 @@ def push(root: Path, steps: int | None = None, repository: str | None = None, li
             "hub.hub_model_id: the run's config names no repository; give one with --to owner/name"
         )
     step, folder = _exported(run, steps)
-    answer = ask(repository)
+    answer = ask(repository, config.hub.private)
     if answer.why:
         raise InputError(f"hub: {repository}: {answer.why}")
     _dress(folder, run, config, repository, step)
@@ -55,8 +53,8 @@ def push_end(config: RunConfig, folder: RunFolder) -> str:
         return ""
     try:
         return f"uploaded to {push(folder.root)}"
-    except (InputError, OSError) as error:
-        return f"warning: {error}; the run is complete, and `ltx-train push {folder.root}` uploads it"
+    except Exception as error:  # whatever it is, the run has ended well
+        return f"warning: {reason(error)}; the run is complete, and `ltx-train push {folder.root}` uploads it"
 
 
 def _exported(run: RunFolder, steps: int | None) -> tuple[int, Path]:
@@ -79,7 +77,9 @@ def _dress(folder: Path, run: RunFolder, config: RunConfig, repository: str, ste
             file.write(curves)
     videos = _copy_samples(folder / _SAMPLES, run, config, step)
     shown = Shown(_CURVES if curves else None, videos)
-    write_text(folder / "README.md", card(config, repository, step, read_facts(run), shown))
+    state = run.read_state()
+    continued = bool(state and state.started_from and state.started_from["kind"] == "full")
+    write_text(folder / "README.md", card(config, repository, step, read_facts(run), shown, continued))
 
 
 def _copy_samples(folder: Path, run: RunFolder, config: RunConfig, step: int) -> list[tuple[str, str]]:
@@ -103,26 +103,25 @@ def _upload(folder: Path, repository: str, step: int, limit_s: float) -> str:
 
     # A run's log is no terminal.
     disable_progress_bars()
-    failed: list[Exception] = []
+    api = HfApi()
+    # What an earlier push left of the same kinds goes: an index of more files would go before a single one.
+    kinds = [pattern for pattern in _PUSHED if any(folder.glob(pattern))]
 
     def work() -> None:
-        try:
-            message = f"Weights of step {step}"
-            HfApi().upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=message, allow_patterns=_PUSHED
-            )
-        except Exception as error:  # of the network, the hub, the disk: nothing that may end a run
-            failed.append(error)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=f"Weights of step {step}",
+            allow_patterns=_PUSHED,
+            delete_patterns=kinds,
+        )
 
-    # A thread, so that a hub that never answers keeps nobody waiting longer than the limit.
-    thread = threading.Thread(target=work, name="push", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + limit_s
-    while thread.is_alive() and time.monotonic() < deadline:
-        thread.join(1.0)
-        progress.moved()
-    if thread.is_alive():
-        raise InputError(f"hub: {repository}: the upload is not done after {limit_s / 60:g} minutes")
-    if failed:
-        raise InputError(f"hub: {repository}: the upload failed: {reason(failed[0])}") from failed[0]
-    return f"{HfApi().endpoint}/{repository}"
+    try:
+        limited(work, limit_s)
+    except TimeoutError as error:
+        raise InputError(
+            f"hub: {repository}: the upload is not done after {limit_s / 60:g} minutes"
+        ) from error
+    except Exception as error:  # of the network, the hub, the disk: nothing that may end a run
+        raise InputError(f"hub: {repository}: the upload failed: {reason(error)}") from error
+    return f"{api.endpoint}/{repository}"

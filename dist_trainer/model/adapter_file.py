@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dist_trainer.model.ltx.names import diffusers_name
 from dist_trainer.model.start import SETTING
@@ -23,7 +24,7 @@ _METADATA = "lora_adapter_metadata"
 
 
 class Pair(NamedTuple):
-    """A module's tensors by their names in the file: A [rank, in] and B [out, rank], their rank, and alpha / rank."""
+    """A module's tensors by their names in the file, A [rank, in] and B [out, rank]; their rank; B @ A's factor."""
 
     down: str
     up: str
@@ -54,6 +55,7 @@ def read_adapter(path: Path) -> AdapterFile:
                 ends.setdefault(match["module"], {})[end] = name
             elif not name.endswith(".alpha"):
                 strange.append(name)
+        strange += [name for name in names if not _is_sound(name, file.get_slice(name).get_shape())]
         strange += [module for module, pair in ends.items() if len(pair) < 2]
         if strange or not ends:
             example = f" ({strange[0]})" if strange else ""
@@ -63,12 +65,12 @@ def read_adapter(path: Path) -> AdapterFile:
             for name in names
             if name.endswith(".alpha")
         }
-        pairs, told = {}, _told(metadata)
+        pairs, told = {}, _told_scale(metadata)
         for module, pair in ends.items():
             rank = int(file.get_slice(pair["A"]).get_shape()[0])
             plain = _plain(module)
-            alpha = alphas.get(module, told(plain))
-            pairs[plain] = Pair(pair["A"], pair["B"], rank, 1.0 if alpha is None else alpha / rank)
+            scale = alphas[module] / rank if module in alphas else told(plain, rank)
+            pairs[plain] = Pair(pair["A"], pair["B"], rank, scale)
     return AdapterFile(path, pairs)
 
 
@@ -77,8 +79,13 @@ def _plain(module: str) -> str:
     return diffusers_name(module.removeprefix(prefix))
 
 
-def _told(metadata: Mapping[str, str]) -> Any:
-    """A function that gives the alpha which a header tells of a module, as diffusers writes it there, or None."""
+def _is_sound(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor has the shape of what its name says: an alpha is one number, A and B are matrices."""
+    return math.prod(shape) == 1 if name.endswith(".alpha") else len(shape) == 2 and 0 not in shape
+
+
+def _told_scale(metadata: Mapping[str, str]) -> Callable[[str, int], float]:
+    """The scale of a module of a rank as a header of diffusers tells it; 1 where it tells nothing."""
     try:
         settings = json.loads(metadata.get(_METADATA, "{}"))
         alpha, pattern = (
@@ -87,6 +94,12 @@ def _told(metadata: Mapping[str, str]) -> Any:
         )
         own = {name: float(value) for name, value in pattern.items()}
         common = None if alpha is None else float(alpha)
+        by_root = settings.get("transformer.use_rslora") is True
     except (ValueError, AttributeError, TypeError):
-        own, common = {}, None
-    return lambda module: own.get(module, common)
+        own, common, by_root = {}, None, False
+
+    def scale(module: str, rank: int) -> float:
+        alpha = own.get(module, common)
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if by_root else rank)
+
+    return scale

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dist_trainer.cli import main
+
+MODULES = {"export": "exporting.export.export", "push": "hub.push.push"}
 
 
 @pytest.fixture
@@ -34,6 +37,23 @@ def test_export_takes_step_format_dtype_and_merge(
     [merged] = (folder / "merged" / "comfyui").iterdir()
     assert not (folder / "merged" / "transformer").exists()
     assert {tensor.dtype for tensor in load_file(merged).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "file"), SafetensorError("cut")])
+@pytest.mark.parametrize("command", ["export", "push"])
+def test_a_full_disk_or_a_damaged_file_is_one_line(
+    ic_lora: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    error: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"dist_trainer.{MODULES[command]}", fail)
+    assert call(monkeypatch, command, ic_lora) == 2
+    assert capsys.readouterr().err == f"error: {ic_lora}: {error}\n"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
         self.refuse: dict[str, int] = {}
         self.role = "write"
         self.asked: list[str] = []
@@ -47,6 +48,14 @@ class Hub:
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)
+        if match and match[1] in self.repositories:
+            return 200, {"id": match[1], "private": match[1] in self.private}
+        if match := re.fullmatch(r"/api/models/(.+)/tree/main", path):
+            files = self.repositories[match[1]].items()
+            return 200, [
+                {"type": "file", "path": name, "oid": _OID, "size": len(content)} for name, content in files
+            ]
         if match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             return 200, {"files": [_mode(file) for file in json.loads(body)["files"]]}
         if re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
@@ -63,6 +72,8 @@ class Hub:
         if name in self.repositories:
             return 409, {"error": "You already created this model repo", "url": f"{self.endpoint}/{name}"}
         self.repositories[name] = {}
+        if asked.get("visibility") == "private":
+            self.private.add(name)
         return 200, {"url": f"{self.endpoint}/{name}", "name": name}
 
     def _place(self, one: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +86,8 @@ class Hub:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             elif line["key"] == "lfsFile":
                 content = self._large[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]

@@ -244,7 +244,7 @@ def test_one_problem_is_one_line(tmp_path: Path) -> None:
 
 def test_unknown_key_far_from_all_lists_them(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, SMALLEST + "hub: {zzz: 3}\n"))
-    assert message == "run.yaml:3: hub.zzz: unknown key; one of: hub_model_id, push_to_hub"
+    assert message == "run.yaml:3: hub.zzz: unknown key; one of: hub_model_id, private, push_to_hub"
 
 
 def test_keys_set_twice_are_refused_with_both_lines(tmp_path: Path) -> None:

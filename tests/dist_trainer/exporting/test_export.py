@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint, newest, open_checkpoint
+from dist_trainer.exporting import export as module
 from dist_trainer.exporting import transformer
 from dist_trainer.exporting.export import Wanted, export
 from dist_trainer.model.family import WEIGHTS
@@ -209,13 +209,16 @@ def test_exporting_again_replaces_the_export(full: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_what_an_export_killed_under_the_same_process_id_left_is_no_hindrance(full: Path) -> None:
-    left = full / "exports" / f".step_000002.{os.getpid()}.tmp"
+def test_what_a_killed_export_left_goes_once_it_is_old(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = full / "exports" / ".step_000001.0123abcd.tmp"
     (left / "transformer").mkdir(parents=True)
     (left / "transformer" / "half.safetensors").touch()
+    export(full)
+    assert left.exists(), "another export may be writing it"
+    monkeypatch.setattr(module, "_LEFT_S", -1.0)
     folder = export(full)
     assert sorted(path.name for path in (folder / "transformer").iterdir()) == ["config.json", WEIGHTS]
-    assert not left.exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_an_export_that_fails_leaves_the_one_before(full: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from dist_trainer.checkpoints.checkpoint import newest
 from dist_trainer.exporting import export as module
 from dist_trainer.exporting.export import LORA_FILE, Wanted, export
+from dist_trainer.exporting.weights import Weights, merged
 from dist_trainer.model.family import WEIGHTS
 from dist_trainer.model.ltx.names import diffusers_name, original_name
 from shards.errors import InputError
@@ -190,6 +192,15 @@ def test_a_whole_pipeline_opens(full: Path, how: str) -> None:
     assert (folder / "vae" / WEIGHTS).is_file()
 
 
+@pytest.mark.parametrize("ways", [("link", "copy"), ("copy", "link")])
+def test_a_whole_pipeline_is_made_anew_the_other_way(full: Path, model_folder: Path, ways: Any) -> None:
+    for how in ways:
+        folder = export(full, wanted=Wanted(parts=how))
+        assert (folder / "vae").is_symlink() == (how == "link")
+        assert (folder / "vae" / WEIGHTS).is_file()
+    assert (model_folder / "vae" / WEIGHTS).is_file()
+
+
 def test_a_whole_pipeline_of_a_lora_is_the_merged_one(ic_lora: Path, model_folder: Path) -> None:
     folder = export(ic_lora, wanted=Wanted(merge=True, parts="link")) / "merged"
     pipeline = LTXPipeline.from_pretrained(folder)
@@ -217,6 +228,12 @@ def test_the_running_mean_is_exported_beside_the_weights(
         expected = checkpoint.read(name, 0, value.numel(), ("exp_avg",))["exp_avg"]
         assert torch.equal(value.flatten(), expected)
         assert not torch.equal(value, load_file(plain)[key])
+
+
+def test_a_base_that_lacks_a_module_of_the_adapters_is_refused() -> None:
+    adapter = {"block.to_q.lora_A.default.weight": (4, 8), "block.to_q.lora_B.default.weight": (8, 4)}
+    with pytest.raises(InputError, match=r"--merge: the LoRA's base has no block\.to_q\.weight"):
+        merged(Weights({"block.to_k.weight": (8, 8)}, torch.zeros), Weights(adapter, torch.zeros), 1.0)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_is_refused(full: Path, ic_lora: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,25 @@ def test_the_hub_is_asked_for_token_and_repository(hub: Hub, monkeypatch: pytest
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
     assert "hf auth login" in ask("me/mine").why
+
+
+def test_a_hub_that_does_not_answer_is_one_that_cannot_be_reached(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda _: ended.wait(280))
+    answer = ask("me/mine", limit_s=0.1)
+    ended.set()
+    assert answer == Answer("the hub cannot be reached: no answer within 0.1 seconds")
+
+
+def test_a_private_repository_is_made_and_a_public_one_refused(hub: Hub) -> None:
+    assert ask("me/mine", private=True) == Answer()
+    assert hub.private == {"me/mine"}
+    assert ask("me/shown") == Answer()
+    assert hub.private == {"me/mine"}
+    assert ask("me/shown", private=True).final
+    assert "hub.private" in ask("me/shown", private=True).why
 
 
 def test_every_rank_hears_of_a_refusal_before_training(

@@ -31,6 +31,9 @@ def parts(text: str) -> tuple[dict[str, Any], str]:
         ("LTXV_13B_097_DEV", "Lightricks/LTX-Video-0.9.7-dev"),
         ("Lightricks/LTX-Video", "Lightricks/LTX-Video"),
         ("/models/ltx", None),
+        ("~/ltx", None),
+        ("./ltx", None),
+        ("LTXV_2B_0.9.6_DEV", None),
     ],
 )
 def test_the_header_names_the_base_where_the_hub_knows_it(source: str, base: str | None) -> None:
@@ -38,6 +41,28 @@ def test_the_header_names_the_base_where_the_hub_knows_it(source: str, base: str
     assert header.get("base_model") == base
     assert header.get("base_model_relation") == (base and "adapter")
     assert "/models" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "continued", "opened"),
+    [
+        ("LTXV_2B_0.9.5", False, None),
+        ("LTXV_2B_0.9.5", True, "from_pretrained"),
+        ("LTXV_2B_0.9.6_DEV", False, "from_single_file"),
+        ("LTXV_2B_0.9.6_DEV", True, "from_pretrained"),
+    ],
+)
+def test_the_code_opens_the_transformer_that_a_lora_was_trained_on(
+    source: str, continued: bool, opened: str | None
+) -> None:
+    header, text = parts(card(configured(source, **lora_blocks()), "me/mine", 7, {}, CURVES, continued))
+    code = text.split("```python\n")[1].split("```")[0]
+    called = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    openers = {ast.unparse(call).partition("LTXVideoTransformer3DModel.")[2] for call in called} - {""}
+    assert openers == ({opened} if opened else set())
+    assert ("transformer=transformer" in code) == bool(opened)
+    assert ("ltxv-2b-0.9.6-dev" in code) == (opened == "from_single_file")
+    assert ("base_model" in header) == (opened is None)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ic-lora", "full"])

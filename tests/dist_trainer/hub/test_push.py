@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dist_trainer.config import load
+from dist_trainer.config import dump, load
 from dist_trainer.exporting.export import LORA_FILE, Wanted, export
 from dist_trainer.hub.push import push, push_end
 from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
+from tests.dist_trainer.exporting.test_export import change_config
 from tests.support.forked import launch
 from tests.support.hub_server import TOKEN, Hub, environ_of, hub_config, hub_server
 from tests.support.runs import ROOT, environment
@@ -58,6 +60,42 @@ def test_a_full_models_folder_is_pushed(hub: Hub, finished_runs: Path, tmp_path:
     push(run, repository="team/model")
     files = hub.repositories["team/model"]
     assert {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"} < files.keys()
+
+
+def test_what_an_earlier_push_left_goes_and_what_is_not_ours_stays(hub: Hub, ic_lora: Path) -> None:
+    old, others = "comfyui/ic_lora_step_000001.safetensors", {"transformer/config.json", "notes.txt"}
+    hub.repositories["me/mine"] = dict.fromkeys([old, LORA_FILE, *others], b"before")
+    push(ic_lora, repository="me/mine")
+    files = hub.repositories["me/mine"]
+    assert old not in files
+    assert others < files.keys()
+    assert files[LORA_FILE] != b"before"
+
+
+def test_whatever_goes_wrong_at_the_end_of_a_run_is_a_warning(
+    hub: Hub, ic_lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("a fault\nof two lines")
+
+    monkeypatch.setattr("dist_trainer.hub.push.picture", fail)
+    config = load(ic_lora / "config.yaml", ["hub.push_to_hub=true", "hub.hub_model_id=me/mine"])
+    (ic_lora / "config.yaml").write_text(dump(config))
+    line = push_end(config, RunFolder(ic_lora))
+    assert line.startswith("warning: ")
+    assert "a fault" in line
+    assert "\n" not in line
+
+
+def test_a_run_on_other_whole_weights_names_no_base(hub: Hub, ic_lora: Path) -> None:
+    change_config(ic_lora, "model", model_source="LTXV_2B_0.9.5")
+    push(ic_lora, repository="me/mine")
+    assert b"base_model:" in hub.repositories["me/mine"]["README.md"]
+    state = json.loads((ic_lora / "state.json").read_text())
+    state["started_from"] = {"kind": "full", "place": "/other/transformer"}
+    (ic_lora / "state.json").write_text(json.dumps(state))
+    push(ic_lora, repository="me/mine")
+    assert b"base_model:" not in hub.repositories["me/mine"]["README.md"]
 
 
 @pytest.mark.parametrize(

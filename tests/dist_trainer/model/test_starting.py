@@ -116,6 +116,29 @@ def test_alpha_is_heeded_where_a_file_tells_it(tmp_path: Path) -> None:
         torch.testing.assert_close(added(model), 3 * at(tensors))
 
 
+def test_a_header_may_tell_that_alpha_is_over_the_ranks_root(tmp_path: Path) -> None:
+    tensors = pair(f"transformer.{BLOCK}")
+    told = {"transformer.lora_alpha": 12, "transformer.r": 4, "transformer.use_rslora": True}
+    model, lora = fresh()
+    file = start(tmp_path / "lora.safetensors", tensors, lora_adapter_metadata=json.dumps(told))
+    start_adapter(model, file, lora)
+    torch.testing.assert_close(added(model), 6 * at(tensors))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {f"{BLOCK}.alpha": torch.ones(2)},
+        {f"{BLOCK}.lora_A.weight": torch.tensor(1.0)},
+        {f"{BLOCK}.lora_A.weight": torch.ones(0, 64)},
+    ],
+)
+def test_tensors_of_odd_shapes_are_no_loras(tmp_path: Path, odd: dict[str, torch.Tensor]) -> None:
+    file = start(tmp_path / "lora.safetensors", {**pair(BLOCK), **odd})
+    with pytest.raises(InputError, match=f"no LoRA's pairs of A and B .{next(iter(odd))}"):
+        check_rank(file, LoraConfig(rank=4, alpha=8, target_modules=TARGETS))
+
+
 def test_comfyuis_names_of_modules_are_known(tmp_path: Path) -> None:
     tensors = {
         "diffusion_model.patchify_proj.lora_A.weight": torch.ones(4, 8),

@@ -1,0 +1,36 @@
+"""Waiting for the hub, whose client waits for ever, no longer than a limit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from dist_trainer.watch import progress
+
+_Found = TypeVar("_Found")
+
+
+def limited(work: Callable[[], _Found], limit_s: float) -> _Found:
+    """What `work` returns or raises. Raises TimeoutError after `limit_s` seconds; `work` is then left to itself."""
+    found: list[_Found] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="hub", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + limit_s
+    while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+        thread.join(min(1.0, left))
+        progress.moved()
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(f"no answer within {limit_s:g} seconds")
+    return found[0]
