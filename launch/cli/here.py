@@ -30,7 +30,7 @@ def local_command(
 @app.command("demo")
 def demo_command(
     folder: Annotated[Path, typer.Option(help="emptied, then filled")] = Path("demo"),
-    clips: Annotated[int, typer.Option(min=8, help="synthetic clips to render")] = 48,
+    clips: Annotated[int, typer.Option(min=16, help="synthetic clips to draw for each of three runs")] = 64,
 ) -> None:
     """Show the whole path on this machine's CPU, from clips to exported weights."""
     import subprocess

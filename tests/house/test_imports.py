@@ -74,6 +74,8 @@ def test_there_are_no_import_circles() -> None:
         "launch.cli",
         "launch.local",
         "launch.demo",
+        "launch.learned",
+        "launch.lessons",
         "launch.queueing.forecast",
         "launch.resuming",
         "launch.runs",

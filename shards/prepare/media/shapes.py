@@ -112,10 +112,10 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def edges(frames: np.ndarray) -> np.ndarray:
-    """White edges on black, uint8 [F,H,W,3]: where the brightness gradient of a frame is steep."""
-    brightness = frames.astype(np.float32).mean(axis=-1)
-    down, across = np.gradient(brightness, axis=(1, 2))
-    steep = np.hypot(across, down) > 12
+    """White edges on black, uint8 [F,H,W,3]: where the gradient of one of a frame's colour channels is steep."""
+    down, across = np.gradient(frames.astype(np.float32), axis=(1, 2))
+    # Not of the brightness: red on a grey that is as bright has edges too.
+    steep = (np.hypot(across, down) > 24).any(axis=-1)
     return np.repeat((steep * np.uint8(255))[..., None], 3, axis=-1)
 
 

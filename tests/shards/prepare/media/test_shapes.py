@@ -70,3 +70,10 @@ def test_edges_are_the_outline() -> None:
     assert frame[32, 48] == 0
     assert frame[5, 5] == 0
     assert frame[32].sum() == 255 * 4
+
+
+def test_a_colour_as_bright_as_the_backdrop_has_edges_too() -> None:
+    alike = SCENE._replace(
+        backdrop=122
+    )  # behind a red whose channels are 100 on average, at four fifths of it
+    assert edges(draw(alike))[0, 32].any()

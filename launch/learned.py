@@ -1,0 +1,104 @@
+"""What the demo's runs learned, read from their folders: sample videos probed, held-out losses, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from dist_trainer.config import RunConfig, load
+from dist_trainer.rundir import RunFolder, read_log
+from launch.lessons import clips_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def samples(run: Path, last: bool) -> list[np.ndarray]:
+    """The sample videos, uint8 [F,H,W,3], that a run made after its last step, or before its first one.
+
+    The references beside them are left out.
+    """
+    from dist_trainer.validation.show import read
+
+    config = _config(run)
+    step = config.optimization.steps if last else 0
+    width = config.validation.video_dims[0]
+    files = sorted((RunFolder(run).samples / f"step_{step:06d}").glob("*.mp4"))
+    return [read(path)[:, :, -width:] for path in files]
+
+
+def showing(videos: Sequence[np.ndarray], word: str) -> float:
+    """Share, in [0,1], of videos that are of this colour, or show this shape."""
+    from dist_trainer.tiny.probe import look
+
+    return sum(word in look(video) for video in videos) / len(videos)
+
+
+def overlaps(run: Path, last: bool) -> tuple[float, float]:
+    """How far the shapes of a run's videos are those whose edges are their references, in [0,1]; and how far they are
+    those of other videos' references.
+    """
+    from dist_trainer.tiny.probe import overlap
+
+    meant = clips_of(_config(run).validation.prompts)
+    own, other = (
+        [overlap(video, clip) for video, clip in zip(samples(run, last), clips, strict=True)]
+        for clips in (meant, [*meant[1:], *meant[:1]])
+    )
+    return sum(own) / len(own), sum(other) / len(other)
+
+
+def heldout(run: Path, name: str = "loss") -> tuple[float, float]:
+    """A held-out figure of a run, by the end of its name, before the first step and after the last one."""
+    key = f"heldout/{name}"
+    found = {line["step"]: line[key] for line in read_log(RunFolder(run).figures) if key in line}
+    return float(found[0]), float(found[_config(run).optimization.steps])
+
+
+def table(runs: Path) -> Table:
+    """What each of the demo's three runs taught, before and after."""
+    made = Table(title="what the runs learned", title_justify="left")
+    for column in ("run", "figure", "before", "after"):
+        made.add_column(column, justify="right" if column in ("before", "after") else "left")
+    for name, rows in (
+        ("lora: new colour", _new(runs / "lora", "orange")),
+        ("ic_lora: edges", _edges(runs / "ic_lora")),
+        ("full_ft: new shape", _new(runs / "full_ft", "star")),
+    ):
+        for number, row in enumerate(rows):
+            made.add_row("" if number else name, *row)
+    return made
+
+
+_Row = tuple[str, str, str]
+
+
+def _new(run: Path, word: str) -> list[_Row]:
+    shares = [showing(samples(run, last), word) for last in (False, True)]
+    return [_shares(f"videos that show {word}", *shares), _losses(run, "loss on unseen clips")]
+
+
+def _edges(run: Path) -> list[_Row]:
+    (own, other), (own_after, other_after) = overlaps(run, False), overlaps(run, True)
+    return [
+        _losses(run, "loss on unseen clips, true edges", "reference_true"),
+        _losses(run, "... another clip's edges", "reference_shuffled"),
+        _shares("overlap with what the edges outline", own, own_after),
+        _shares("... what another video's outline", other, other_after),
+    ]
+
+
+def _shares(figure: str, before: float, after: float) -> _Row:
+    return figure, f"{before:.0%}", f"{after:.0%}"
+
+
+def _losses(run: Path, figure: str, name: str = "loss") -> _Row:
+    before, after = heldout(run, name)
+    return figure, f"{before:.3f}", f"{after:.3f}"
+
+
+def _config(run: Path) -> RunConfig:
+    return load(RunFolder(run).config)
