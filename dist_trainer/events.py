@@ -13,7 +13,7 @@ from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.exporting.during import export_saved
 from dist_trainer.loop import Events
-from dist_trainer.metrics import StepMetrics
+from dist_trainer.metrics import StepMetrics, forget_peak
 from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder
@@ -92,6 +92,8 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
             if (wish := look(step)) >= Wish.COME_BACK:
                 done = step == run.start or is_saved(step, run.folder, run.gathering)
                 return wish if done else save(step, wish)
+        if looks:
+            forget_peak(run.engine.world.device)
         return Wish.NONE
 
     return Events(

@@ -12,7 +12,7 @@ from dist_trainer.build import Data
 from dist_trainer.feed.collate import Pack
 from dist_trainer.feed.feed import Fed
 from dist_trainer.gauge import Gauge, faults
-from dist_trainer.metrics import StepMetrics, StepSums, forget_peak
+from dist_trainer.metrics import StepMetrics, StepSums
 from dist_trainer.model.engine import Engine
 from dist_trainer.model.loss import sample_sums
 from dist_trainer.replaced import Ledger
@@ -62,7 +62,6 @@ def train(
     requests.begin()
     if (wish := events.on_validate(events.start)) >= Wish.COME_BACK:
         return wish
-    forget_peak(engine.world.device)
     began = time.perf_counter()
     waited = 0.0
     sums: StepSums | None = None
@@ -99,7 +98,6 @@ def train(
             return wish
         if (wish := events.on_validate(step.index + 1)) >= Wish.COME_BACK:
             return wish
-        forget_peak(engine.world.device)
         began, waited, sums, damaged = time.perf_counter(), 0.0, None, {}
     return Wish.NONE
 
