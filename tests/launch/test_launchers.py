@@ -126,7 +126,7 @@ def test_each_has_exported_its_weights(runs: Runs, name: str) -> None:
 def test_a_wrong_config_ends_deepspeeds_launcher_with_one_message(tmp_path: Path) -> None:
     described = tiny_config(tmp_path, tmp_path, tmp_path, modle={})
     config = write_config(tmp_path / "wrong.yaml", described)
-    code, printed = run(deepspeed(config), timeout_s=60.0)
+    code, printed = run(deepspeed(config), timeout_s=240.0)
     assert code != 0
     told = [line for line in printed.splitlines() if "did you mean model?" in line]
     assert len(told) == 1, printed
