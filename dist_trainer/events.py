@@ -93,7 +93,7 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
                 done = step == run.start or is_saved(step, run.folder, run.gathering)
                 return wish if done else save(step, wish)
         if looks:
-            forget_peak(run.engine.world.device)
+            forget_peak()
         return Wish.NONE
 
     return Events(

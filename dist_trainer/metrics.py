@@ -106,10 +106,10 @@ class ReducedStep:
             raise RuntimeError(f"step {step.index + 1}: samples not trained exactly once: {named}")
 
 
-def forget_peak(device: torch.device) -> None:
+def forget_peak() -> None:
     """Let the memory's peak begin anew: what a look at the model took is not what training takes."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak_bytes(device: torch.device) -> float:
