@@ -124,7 +124,7 @@ def test_defaults_are_the_predecessors(tmp_path: Path) -> None:
         "validation": tuple(v for k, v in config.validation.model_dump().items() if k not in _OURS),
         "checkpoints": tuple(config.checkpoints.model_dump(exclude={"export"}).values()),
         "flow_matching": tuple(config.flow_matching.model_dump().values()),
-        "hub": tuple(config.hub.model_dump().values()),
+        "hub": tuple(config.hub.model_dump(exclude={"private"}).values()),
         "wandb": tuple(config.wandb.model_dump().values()),
         "seed": config.seed,
     } == {
