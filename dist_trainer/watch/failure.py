@@ -35,8 +35,10 @@ def fail(
         # Ranks that found nothing wrong hear of it, instead of waiting for this one.
         try:
             gathering = dist.connect(world, _BEFORE_START_S)
-        except (MissingRanks, InputError):
+        except MissingRanks:
             unheard = True
+        except InputError:
+            pass  # every rank finds the same
     world = world or presumed(os.environ)
     for number in SIGNALS:
         # srun tells all to end when the first has: neither the word of this one nor its code may be lost by that.
