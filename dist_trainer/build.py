@@ -20,7 +20,7 @@ from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.model import load_transformer
 from dist_trainer.model.optim import make_optimizer
 from dist_trainer.model.start import Start
-from dist_trainer.model.starting import start_adapter
+from dist_trainer.model.start_weights import start_adapter
 from dist_trainer.rundir import RunState
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset

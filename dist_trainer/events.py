@@ -4,42 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-from dist_trainer.board import Board
-from dist_trainer.build import Data
+from dist_trainer.begun import Begun
 from dist_trainer.checkpoints.due import is_saved, save_as_asked
-from dist_trainer.config import RunConfig
-from dist_trainer.dist import Gathering
-from dist_trainer.exporting.during import export_saved
+from dist_trainer.exporting.run_exports import export_saved
 from dist_trainer.loop import Events
 from dist_trainer.metrics import StepMetrics, forget_peak
-from dist_trainer.model.ema import Ema
-from dist_trainer.model.engine import Engine
-from dist_trainer.rundir import RunFolder
 from dist_trainer.schedule import lr_at
-from dist_trainer.stop import Requests, Wish
+from dist_trainer.stop import Wish
 from dist_trainer.validation.measuring import Measuring, measured_at, open_heldout
 from dist_trainer.validation.prompts import Cases
 from dist_trainer.validation.sampler import Sampler
 from shards.dataset.opened import Dataset
 
 Look = Callable[[int], Wish]
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run that goes on from step `start`. `ema`: where it keeps one. `board`: of rank 0."""
-
-    config: RunConfig
-    data: Data
-    engine: Engine
-    ema: Ema | None
-    folder: RunFolder
-    board: Board | None
-    requests: Requests
-    gathering: Gathering
-    start: int
 
 
 def open_looks(run: Begun, cases: Cases | None, held_out: Dataset | None, stack: ExitStack) -> list[Look]:
@@ -53,12 +31,9 @@ def open_looks(run: Begun, cases: Cases | None, held_out: Dataset | None, stack:
         heldout, reader = open_heldout(run.config, held_out, run.data, run.gathering.world)
         stack.enter_context(reader)
         measured = measured_at(run.folder, run.start, run.gathering)
-        looks.append(
-            Measuring(run.config, heldout, run.engine, run.ema, run.board, run.requests, measured).at
-        )
+        looks.append(Measuring(run, heldout, measured).at)
     if cases:
-        around = (run.engine, run.ema, run.folder, run.board, run.requests, run.gathering)
-        looks.append(Sampler(run.config, run.data, cases, *around, run.start).at)
+        looks.append(Sampler(run, cases).at)
     return looks
 
 
@@ -84,7 +59,7 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
             board.figures(step, {"time/save_s": took[0]})
         # One that is to stop has a limit, and its checkpoint can be exported later.
         if took and wish < Wish.COME_BACK:
-            export_saved(config, run.folder, step, run.gathering)
+            wish = max(wish, export_saved(config, run.folder, step, run.requests, run.gathering))
         return wish
 
     def validate(step: int) -> Wish:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
@@ -32,6 +32,7 @@ _TIMES = 2.0  # the slowest step and the slowest save of late
 _RECENT = 50  # the first steps are slow, and should not count for ever
 _UNTIMED_SAVE_S = 150.0  # of a save before the first one
 _MARGIN_S = 30.0  # for the launcher and the batch script
+_PATIENCE_S = 10.0  # for work that is nearly done; Slurm kills 30 s after it has told a job to end
 
 
 class Wish(IntEnum):
@@ -174,6 +175,30 @@ def agreed(requests: Requests, gathering: Gathering) -> Wish:
     """
     wishes = gathering.collect("wish", requests.wish().name)
     return Wish[gathering.share("wish", max((Wish[name] for name in wishes), default=Wish.NONE).name)]
+
+
+class ToldToStop(Exception):
+    """The `wish` to stop came, and the work at hand takes too long to be ended before it."""
+
+    def __init__(self, wish: Wish, reason: str) -> None:
+        super().__init__(reason)
+        self.wish = wish
+
+
+def heeding(requests: Requests) -> Callable[[], None]:
+    """What long work of rank 0 alone calls now and then: it raises ToldToStop, with the reason, some seconds after a
+    stop was asked for.
+    """
+    told: list[float] = []
+
+    def heed() -> None:
+        if (wish := requests.wish()) < Wish.COME_BACK:
+            return
+        told.append(time.monotonic())
+        if told[-1] - told[0] >= _PATIENCE_S:
+            raise ToldToStop(wish, requests.reason(wish))
+
+    return heed
 
 
 def _is_there(path: Path) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dist_trainer import dist
+from dist_trainer.begun import Begun
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
 from dist_trainer.checkpoints.due import expect_saves
 from dist_trainer.checkpoints.resume import resume
@@ -23,9 +23,9 @@ from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig, dump, load, notices
 from dist_trainer.dashboard import check_sinks, open_board
 from dist_trainer.dist import Gathering
-from dist_trainer.events import Begun, open_events, open_looks
-from dist_trainer.exporting.during import EXPORT_S, export_end
+from dist_trainer.events import open_events, open_looks
 from dist_trainer.exporting.facts import keep_facts
+from dist_trainer.exporting.run_exports import after_export, export_end
 from dist_trainer.feed.data import open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
 from dist_trainer.gauge import Gauge
@@ -36,7 +36,7 @@ from dist_trainer.model.deepspeed_config import deepspeed_config
 from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import check_settings
 from dist_trainer.model.family import vae_of
-from dist_trainer.model.starting import decided_start
+from dist_trainer.model.start_weights import decided_start
 from dist_trainer.output import print_on
 from dist_trainer.preflight.report import tell
 from dist_trainer.preflight.trial import alone, together
@@ -44,7 +44,7 @@ from dist_trainer.provenance import check_vae
 from dist_trainer.replaced import open_ledger
 from dist_trainer.rundir import RunFolder, RunState, write_text
 from dist_trainer.skipped import open_skips
-from dist_trainer.stop import COME_BACK_CODE, SIGNALS, Requests, Wish, ends_at
+from dist_trainer.stop import COME_BACK_CODE, Requests, ToldToStop, Wish, ends_at
 from dist_trainer.utilization import utilization
 from dist_trainer.validation.prompts import encode_cases
 from dist_trainer.watch import progress
@@ -102,8 +102,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         gauge = Gauge(data, utilization(config, data.transformer, engine.shapes(), world))
         wish = train(engine, fed, data, gauge, ledger, skips, events, requests, dtype_of(config))
         opened.close()
-        finish(config, folder, wish, gathering)
-    return wish
+        return finish(config, folder, wish, requests, gathering)
 
 
 def look_here(
@@ -124,19 +123,30 @@ def look_here(
     return dataset, held_out, state, before
 
 
-def finish(config: RunConfig, folder: RunFolder, wish: Wish, gathering: Gathering) -> None:
-    """Export what was trained, and upload it where that is asked for, if all steps are done; all ranks together."""
+def finish(
+    config: RunConfig, folder: RunFolder, wish: Wish, requests: Requests, gathering: Gathering
+) -> Wish:
+    """Export what was trained, and upload it where that is asked for, if all steps are done; all ranks together.
+
+    Returns `wish`, or what was asked in the export and did not wait for it: the run exports when it comes back.
+    """
     progress.doing("exporting")
     if gathering.world.is_main and wish is Wish.NONE:
-        written = export_end(config, folder)
-        steps = config.optimization.steps
-        write_text(folder.done, f"{steps}\n")
-        line = f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
-        say(gathering.world, line)
-        if uploaded := push_end(config, folder):
-            say(gathering.world, uploaded)
+        try:
+            written, steps = export_end(config, folder, requests), config.optimization.steps
+        except ToldToStop as told:
+            wish = told.wish
+            say(gathering.world, f"the export after the last step is left unfinished: {told}")
+        else:
+            write_text(folder.done, f"{steps}\n")
+            line = (
+                f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
+            )
+            say(gathering.world, line)
+            if uploaded := push_end(config, folder, requests):
+                say(gathering.world, uploaded)
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
-    gathering.meet("export", max(EXPORT_S, gathering.timeout_s))
+    return after_export(wish, gathering)
 
 
 def begin(
@@ -286,17 +296,14 @@ def _come_back(world: World) -> int:
 
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `main` as a whole process. A failed rank must not wait for threads or collectives that will never end."""
+    """Run `main` as a whole process. Its end waits for no thread or collective that may never end, and no signal that
+    is late hides its exit code.
+    """
     print_on()
     status = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
-    if status:
-        os._exit(status)
-    for number in SIGNALS:
-        # All is done: whoever asks to stop now has what he wants.
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +19,25 @@ from typing import Literal
 
 import torch
 
-from dist_trainer.checkpoints.checkpoint import EMA, Checkpoint, newest, open_checkpoint
+from dist_trainer.checkpoints.checkpoint import EMA, MASTER, Checkpoint, newest, open_checkpoint
 from dist_trainer.config import RunConfig, dump, load
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.exporting.pipeline import Parts, add_parts
 from dist_trainer.exporting.transformer import write_folder, write_single
-from dist_trainer.exporting.weights import Weights, merged, stored, trained
-from dist_trainer.model.family import read_config
+from dist_trainer.exporting.weights import Weights, heeding, merged, stored, trained
+from dist_trainer.model.family import LORA_FILE, read_config
 from dist_trainer.model.lora import adapter_config, adapter_state, lora_config
 from dist_trainer.model.ltx.keys import comfyui_lora_file, lora_file
 from dist_trainer.model.start import SETTING, Start
-from dist_trainer.model.starting import checkpoint_of
+from dist_trainer.model.start_weights import checkpoint_of
 from dist_trainer.model.weights import stored_tensors
 from dist_trainer.rundir import RunFolder
+from dist_trainer.watch import progress
 from shards.errors import InputError
 from shards.source import part
 from shards.storage.masked import masked
 
 Format = Literal["diffusers", "comfyui", "both"]
-LORA_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI = "comfyui"
 MERGED = "merged"
 _LEFT_S = 24 * 3600.0
@@ -62,11 +63,14 @@ class Wanted:
 _USUAL = Wanted()
 
 
-def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Path:
+def export(
+    root: Path, steps: int | None = None, wanted: Wanted = _USUAL, heed: Callable[[], None] = progress.moved
+) -> Path:
     """Export the run in `root` at the checkpoint of `steps` (None: the newest). Returns the folder written to.
 
     What an earlier export of the step has written stays, but for what is written again. Raises InputError when
-    `root` holds no run or no complete checkpoint, and when what is wanted cannot be had of it.
+    `root` holds no run or no complete checkpoint, and when what is wanted cannot be had of it. `heed` is called before
+    each tensor; what it raises ends the export, of which nothing is left then.
     """
     run = RunFolder(root)
     if not run.config.is_file():
@@ -90,19 +94,26 @@ def export(root: Path, steps: int | None = None, wanted: Wanted = _USUAL) -> Pat
     temporary = run.exports / f".{final.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, run, config, checkpoint, wanted)
+        _write(temporary, run, config, checkpoint, wanted, heed)
         _take_over(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, run: RunFolder, config: RunConfig, checkpoint: Checkpoint, wanted: Wanted) -> None:
+def _write(
+    folder: Path,
+    run: RunFolder,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    wanted: Wanted,
+    heed: Callable[[], None],
+) -> None:
     header = _header(run, config, checkpoint.step)
     name = f"{run.root.resolve().name}_{checkpoint.folder.name}"
-    weights = trained(checkpoint)
+    weights = heeding(trained(checkpoint, EMA if wanted.ema else MASTER), heed)
     if wanted.ema:
-        folder, name, weights = folder / EMA, f"{name}_ema", trained(checkpoint, EMA)
+        folder, name = folder / EMA, f"{name}_ema"
         folder.mkdir()
         header["ema_decay"] = str(config.optimization.ema_decay)
     if config.model.training_mode == "full":
@@ -111,7 +122,7 @@ def _write(folder: Path, run: RunFolder, config: RunConfig, checkpoint: Checkpoi
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
         with ExitStack() as stack:
             whole = merged(_base(run, config, stack), weights, config.lora.alpha / config.lora.rank)
-            _write_full(folder / MERGED, f"{name}_merged", whole, config, wanted, header)
+            _write_full(folder / MERGED, f"{name}_merged", heeding(whole, heed), config, wanted, header)
     else:
         _write_lora(folder, name, weights, config, wanted, header)
 

@@ -51,6 +51,16 @@ def stored(places: Mapping[str, Stored], stack: ExitStack) -> Weights:
     return Weights(shapes_of(places), read)
 
 
+def heeding(weights: Weights, heed: Callable[[], None]) -> Weights:
+    """The same weights; `heed` is called before each tensor is read, and may raise."""
+
+    def read(name: str) -> torch.Tensor:
+        heed()
+        return weights.read(name)
+
+    return Weights(weights.shapes, read)
+
+
 def merged(base: Weights, adapter: Weights, scale: float) -> Weights:
     """A base model with an adapter in its weights, float32: `base + scale * B @ A` where the adapter has a module.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_trainer.rundir import RunFolder, read_log, records
+from dist_trainer.rundir import RunFolder, records
 
 _RAW, _LINE, _HELD = "#bbccee", "#4477aa", "#cc6677"
 _WINDOWS = 50  # the smoothed line averages over a fiftieth of the run
@@ -33,10 +33,7 @@ def picture(folder: RunFolder, until: int) -> bytes | None:
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         upper.plot(steps[window - 1 :], smooth, color=_LINE, linewidth=1.6, label=f"mean of {window} steps")
-    measured = [
-        record for record in read_log(folder.root / "logs" / "figures.jsonl") if _until(record, until)
-    ]
-    held_steps, held = _series(measured, "heldout/loss")
+    held_steps, held = _series(records(folder.figures, until), "heldout/loss")
     if len(held_steps):
         upper.plot(held_steps, held, color=_HELD, marker="o", markersize=3, label="held-out loss")
     upper.set_ylabel("loss")
@@ -49,10 +46,6 @@ def picture(folder: RunFolder, until: int) -> bytes | None:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _until(record: dict[str, Any], step: int) -> bool:
-    return isinstance(record.get("step"), int) and record["step"] <= step
 
 
 def _series(found: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

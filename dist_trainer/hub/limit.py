@@ -12,8 +12,10 @@ from dist_trainer.watch import progress
 _Found = TypeVar("_Found")
 
 
-def limited(work: Callable[[], _Found], limit_s: float) -> _Found:
-    """What `work` returns or raises. Raises TimeoutError after `limit_s` seconds; `work` is then left to itself."""
+def limited(work: Callable[[], _Found], limit_s: float, heed: Callable[[], None] = progress.moved) -> _Found:
+    """What `work` returns or raises. Raises TimeoutError after `limit_s` seconds, and what `heed` raises, which is
+    called every second; `work` is then left to itself.
+    """
     found: list[_Found] = []
     failed: list[Exception] = []
 
@@ -29,6 +31,7 @@ def limited(work: Callable[[], _Found], limit_s: float) -> _Found:
     while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
         thread.join(min(1.0, left))
         progress.moved()
+        heed()
     if failed:
         raise failed[0]
     if not found:

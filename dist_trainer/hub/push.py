@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps, name_of, steps_there
 from dist_trainer.config import RunConfig, load
-from dist_trainer.exporting.export import COMFYUI, LORA_FILE, export
+from dist_trainer.exporting.export import COMFYUI, export
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.hub.access import ask, reason
 from dist_trainer.hub.card import Shown, card
 from dist_trainer.hub.curves import picture
 from dist_trainer.hub.limit import limited
+from dist_trainer.model.family import LORA_FILE
 from dist_trainer.rundir import RunFolder, write_text
+from dist_trainer.stop import Requests, heeding
 from dist_trainer.validation.videos import videos
+from dist_trainer.watch import progress
 from shards.atomic import replacing
 from shards.errors import InputError
 
@@ -24,11 +28,17 @@ _CURVES, _SAMPLES = "curves.png", "samples"
 _PUSHED = ["README.md", _CURVES, f"{_SAMPLES}/*", LORA_FILE, f"{COMFYUI}/*", "transformer/*"]
 
 
-def push(root: Path, steps: int | None = None, repository: str | None = None, limit_s: float = PUSH_S) -> str:
+def push(
+    root: Path,
+    steps: int | None = None,
+    repository: str | None = None,
+    limit_s: float = PUSH_S,
+    heed: Callable[[], None] = progress.moved,
+) -> str:
     """Upload the export of a step (None: the newest) with its model card; exports first where that is not done yet.
 
     `repository`: by default the config's hub.hub_model_id. Returns the repository's address. Raises InputError, in
-    one line, for whatever keeps it from being done within `limit_s` seconds.
+    one line, for whatever keeps it from being done within `limit_s` seconds; what `heed` raises meanwhile is such.
     """
     run = RunFolder(root)
     if not run.config.is_file():
@@ -44,15 +54,18 @@ def push(root: Path, steps: int | None = None, repository: str | None = None, li
     if answer.why:
         raise InputError(f"hub: {repository}: {answer.why}")
     _dress(folder, run, config, repository, step)
-    return _upload(folder, repository, step, limit_s)
+    return _upload(folder, repository, step, limit_s, heed)
 
 
-def push_end(config: RunConfig, folder: RunFolder) -> str:
-    """Upload at the end of a run, where the config asks for it; what came of it, in a line, or nothing."""
+def push_end(config: RunConfig, folder: RunFolder, requests: Requests) -> str:
+    """Upload at the end of a run, where the config asks for it; what came of it, in a line, or nothing.
+
+    It is not waited for by a stop: the run is complete.
+    """
     if not config.hub.push_to_hub:
         return ""
     try:
-        return f"uploaded to {push(folder.root)}"
+        return f"uploaded to {push(folder.root, heed=heeding(requests))}"
     except Exception as error:  # whatever it is, the run has ended well
         return f"warning: {reason(error)}; the run is complete, and `ltx-train push {folder.root}` uploads it"
 
@@ -75,8 +88,7 @@ def _dress(folder: Path, run: RunFolder, config: RunConfig, repository: str, ste
     if curves:
         with replacing(folder / _CURVES) as file:
             file.write(curves)
-    videos = _copy_samples(folder / _SAMPLES, run, config, step)
-    shown = Shown(_CURVES if curves else None, videos)
+    shown = Shown(_CURVES if curves else None, _copy_samples(folder / _SAMPLES, run, config, step))
     state = run.read_state()
     continued = bool(state and state.started_from and state.started_from["kind"] == "full")
     write_text(folder / "README.md", card(config, repository, step, read_facts(run), shown, continued))
@@ -97,7 +109,7 @@ def _copy_samples(folder: Path, run: RunFolder, config: RunConfig, step: int) ->
     return shown
 
 
-def _upload(folder: Path, repository: str, step: int, limit_s: float) -> str:
+def _upload(folder: Path, repository: str, step: int, limit_s: float, heed: Callable[[], None]) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -117,7 +129,7 @@ def _upload(folder: Path, repository: str, step: int, limit_s: float) -> str:
         )
 
     try:
-        limited(work, limit_s)
+        limited(work, limit_s, heed)
     except TimeoutError as error:
         raise InputError(
             f"hub: {repository}: the upload is not done after {limit_s / 60:g} minutes"

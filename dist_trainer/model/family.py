@@ -13,6 +13,7 @@ from shards.source import transformer_config
 # `VAE`, the class whose latents its transformer takes.
 FAMILIES = {"LTXVideoTransformer3DModel": ltx}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def vae_of(source: str) -> str:

@@ -13,7 +13,7 @@ from dist_trainer.checkpoints.checkpoint import MASTER, Checkpoint
 from dist_trainer.model.engine import fill, sharded_construction
 from dist_trainer.model.family import FAMILIES, read_config
 from dist_trainer.model.start import SETTING, Start
-from dist_trainer.model.starting import checkpoint_of
+from dist_trainer.model.start_weights import checkpoint_of
 from dist_trainer.model.weights import Stored, opened, stored_tensors
 from dist_trainer.watch import progress
 from shards.errors import InputError

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from dist_trainer.checkpoints.kept import META, complete_steps, name_of, steps_there
-from dist_trainer.model.family import WEIGHTS
+from dist_trainer.model.family import LORA_FILE, WEIGHTS
 from dist_trainer.model.weights import opened
 from dist_trainer.rundir import RunFolder
 from shards.errors import InputError
 
 SETTING = "model.load_checkpoint"
-_LORA_FILE = "pytorch_lora_weights.safetensors"
 _STEP = re.compile(r"step_(\d+)")
 Kind = Literal["adapter", "full"]
 
@@ -116,7 +115,7 @@ def _by_step(folder: Path) -> Path | None:
 
 
 def _single(folder: Path) -> Path | None:
-    named, files = folder / _LORA_FILE, sorted(folder.rglob("*.safetensors"))
+    named, files = folder / LORA_FILE, sorted(folder.rglob("*.safetensors"))
     if named.is_file():
         return named
     if len(files) > 1:

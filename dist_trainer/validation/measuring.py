@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from dist_trainer.board import Board
+from dist_trainer.begun import Begun
 from dist_trainer.build import Data, dtype_of, open_reader
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.feed.data import check_fit
 from dist_trainer.feed.holdout import chosen
-from dist_trainer.model.ema import Ema
-from dist_trainer.model.engine import Engine
 from dist_trainer.model.family import FAMILIES
 from dist_trainer.rundir import RunFolder, records
-from dist_trainer.stop import Requests, Wish
+from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.heldout import SIGMAS, Heldout
 from dist_trainer.watch import progress
@@ -30,15 +28,11 @@ LOSS = "heldout/loss"
 class Measuring:
     """Measures the held-out loss of a run, and that of the weights' running mean where there is one.
 
-    `measured`: the step a resumed run goes on from, if it was measured there. `board`: of rank 0.
+    `measured`: the step that the run goes on from, if it was measured there.
     """
 
-    config: RunConfig
+    run: Begun
     heldout: Heldout
-    engine: Engine
-    ema: Ema | None
-    board: Board | None
-    requests: Requests
     measured: int | None
 
     def at(self, step: int) -> Wish:
@@ -47,26 +41,26 @@ class Measuring:
         Returns, alike on every rank, COME_BACK or STOP where that was asked for on the way: then the step is measured
         when the run comes back.
         """
-        if step == self.measured or not is_due(self.config, step):
+        if step == self.measured or not is_due(self.run.config, step):
             return Wish.NONE
         progress.doing("measuring the held-out loss")
         began, wish = time.perf_counter(), Wish.NONE
-        dtype = dtype_of(self.config)
+        dtype = dtype_of(self.run.config)
 
         def go_on() -> bool:
             nonlocal wish
-            wish = asked(self.requests, self.engine.world.device)
+            wish = asked(self.run.requests, self.run.engine.world.device)
             return wish < Wish.COME_BACK
 
-        found = self.heldout.figures(self.engine, dtype, "heldout", go_on)
-        if found is not None and self.ema:
-            with self.ema.shown():
-                averaged = self.heldout.figures(self.engine, dtype, "heldout_ema", go_on)
+        found = self.heldout.figures(self.run.engine, dtype, "heldout", go_on)
+        if found is not None and self.run.ema:
+            with self.run.ema.shown():
+                averaged = self.heldout.figures(self.run.engine, dtype, "heldout_ema", go_on)
             found = None if averaged is None else found | averaged
         if found is None:
             return wish
-        if self.board:
-            self.board.figures(step, {**found, "time/heldout_s": time.perf_counter() - began})
+        if self.run.board:
+            self.run.board.figures(step, {**found, "time/heldout_s": time.perf_counter() - began})
             if LOSS in found:
                 print(f"step {step}: held-out loss {found[LOSS]:.4f}", flush=True)
         return Wish.NONE

@@ -12,7 +12,7 @@ from dist_trainer.rundir import write_text
 NAME = "validation.json"  # what was asked for, whether all that can be made is there, what failed
 
 
-def missing(folder: Path, request: str, names: Sequence[str], trained_again: bool) -> list[str] | None:
+def begin(folder: Path, request: str, names: Sequence[str], trained_again: bool) -> list[str] | None:
     """The files that are to be made; None where that is done. From here on they are being made.
 
     `request`: a hash of all that they depend on beside the weights. `trained_again`: what lies in the folder is of

@@ -15,21 +15,16 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dist_trainer.board import Board
-from dist_trainer.build import Data, dtype_of
+from dist_trainer.begun import Begun
+from dist_trainer.build import dtype_of
 from dist_trainer.checkpoints.kept import name_of
-from dist_trainer.config import RunConfig
-from dist_trainer.dist import Gathering
 from dist_trainer.feed.collate import idle
-from dist_trainer.model.ema import Ema
-from dist_trainer.model.engine import Engine
-from dist_trainer.rundir import RunFolder
-from dist_trainer.stop import Requests, Wish
+from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.decode import decode
 from dist_trainer.validation.denoise import Inputs, Sampling, denoising
 from dist_trainer.validation.prompts import Cases, read_case, reference_frames
-from dist_trainer.validation.record import complete, missing
+from dist_trainer.validation.record import begin, complete
 from dist_trainer.validation.request import is_due
 from dist_trainer.validation.show import beside, read, write
 from dist_trainer.validation.videos import Video, share
@@ -45,7 +40,7 @@ from shards.source import part
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
 
-_NOISE, _INSIDE = 201, 202  # apart from the streams that training draws
+_NOISE, _INSIDE = 301, 302  # apart from the streams that training draws
 # What of the block the videos depend on; prompts and files are in the name of the encoded ones.
 _LOOKS = {
     "negative_prompt",
@@ -61,22 +56,10 @@ _Making = Generator[Inputs, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """What makes the sample videos of a run that went on from step `start`, with the weights' running mean where there
-    is one.
+    """What makes the sample videos of a run from its cases, with the weights' running mean where there is one."""
 
-    `board`: of rank 0.
-    """
-
-    config: RunConfig
-    data: Data
+    run: Begun
     cases: Cases
-    engine: Engine
-    ema: Ema | None
-    folder: RunFolder
-    board: Board | None
-    requests: Requests
-    gathering: Gathering
-    start: int
 
     def at(self, step: int) -> Wish:
         """Make the videos of a step, where they are due and not there; all ranks together.
@@ -85,25 +68,25 @@ class Sampler:
         made when the run comes back. A video that fails is reported, and left out. Raises InputError where the model
         cut over the ranks (stage 3) has too little memory on one: it cannot go on without that rank.
         """
-        if not is_due(self.config, step):
+        if not is_due(self.run.config, step):
             return Wish.NONE
         progress.doing("validating")
-        world, began, begun = self.gathering.world, time.perf_counter(), ""
+        world, began, begun = self.run.gathering.world, time.perf_counter(), ""
         if world.is_main:
             names = [video.name for video in self.cases.wanted.videos]
-            begun = json.dumps(missing(self._place(step), self._request, names, step != self.start))
-        todo = json.loads(self.gathering.share("validation: begin", begun))
+            begun = json.dumps(begin(self._place(step), self._request, names, step != self.run.start))
+        todo = json.loads(self.run.gathering.share("validation: begin", begun))
         if todo is None:
             return Wish.NONE
         failed: dict[str, str] = {}
-        with self.ema.shown() if self.ema else nullcontext(), self.engine.evaluating():
+        with self.run.ema.shown() if self.run.ema else nullcontext(), self.run.engine.evaluating():
             for name in share(todo, world.size, world.rank):
                 wish = self._round(step, name, failed)
                 if wish >= Wish.COME_BACK:
-                    why = self.requests.reason(wish)
+                    why = self.run.requests.reason(wish)
                     self._say(f"validation after step {step} is left unfinished: {why}")
                     return wish
-        told = self.gathering.collect("validation: end", json.dumps(failed))
+        told = self.run.gathering.collect("validation: end", json.dumps(failed))
         if world.is_main:
             self._finish(step, {name: why for one in told for name, why in json.loads(one).items()}, began)
         return Wish.NONE
@@ -120,11 +103,11 @@ class Sampler:
                 inputs = next(making)
             except Exception as error:
                 making, failed[name] = None, _reason(error)
-        for _ in range(self.config.validation.inference_steps):
+        for _ in range(self.run.config.validation.inference_steps):
             progress.moved()
             prediction = None
             try:
-                prediction = self.engine.forward(*inputs)
+                prediction = self.run.engine.forward(*inputs)
             except torch.OutOfMemoryError as error:
                 if not making or not name or self._is_cut:
                     raise InputError(self._too_large()) from error
@@ -137,7 +120,7 @@ class Sampler:
                     latents, inputs, making = end.value, self._idle, None
                 except Exception as error:
                     failed[name], inputs, making = _reason(error), self._idle, None
-            wish = asked(self.requests, self.gathering.world.device)
+            wish = asked(self.run.requests, self.run.gathering.world.device)
             if wish >= Wish.COME_BACK:
                 return wish
         if name and latents is not None:
@@ -148,28 +131,30 @@ class Sampler:
         return Wish.NONE
 
     def _making(self, video: Video) -> _Making:
-        recipe, seed = self.data.feeding.recipe, self.config.validation.seed
+        recipe, seed = self.run.data.feeding.recipe, self.run.config.validation.seed
         drawn = torch.Generator().manual_seed(int(mix(_NOISE, seed, video.prompt, video.copy)))
-        channels = self.data.feeding.channels // (recipe.patch.temporal * recipe.patch.spatial**2)
+        channels = self.run.data.feeding.channels // (recipe.patch.temporal * recipe.patch.spatial**2)
         noise = torch.randn((channels, *self.cases.wanted.grid), generator=drawn)
-        case, device = read_case(self.cases.path, video.prompt), self.gathering.world.device
-        return denoising(case, noise, self._sampling, recipe, device, dtype_of(self.config), drawn)
+        case, device = read_case(self.cases.path, video.prompt), self.run.gathering.world.device
+        return denoising(case, noise, self._sampling, recipe, device, dtype_of(self.run.config), drawn)
 
     def _write(self, step: int, video: Video, latents: Tensor) -> None:
         """Decode latents [C,F,H,W] and write them, the reference beside them where there is one."""
         if not torch.isfinite(latents).all():
             raise ValueError("the model's predictions are not finite")
-        settings, device = self.config.validation, self.gathering.world.device
+        settings, device = self.run.config.validation, self.run.gathering.world.device
         seed = int(mix(_INSIDE, settings.seed, video.prompt, video.copy)) >> 1
         frames = decode(self._vae, latents, device, seed)
         if self.cases.wanted.reference is not None:
-            shown = reference_frames(self.config, self.cases.wanted, video.prompt, self.cases.wanted.size[1:])
+            shown = reference_frames(
+                self.run.config, self.cases.wanted, video.prompt, self.cases.wanted.size[1:]
+            )
             frames = beside(shown, frames)
         write(self._place(step) / video.name, frames, settings.frame_rate)
 
     def _finish(self, step: int, failed: dict[str, str], began: float) -> None:
         """Rank 0: show the videos, say what failed, and note that all is done."""
-        place, settings, board = self._place(step), self.config.validation, self.board
+        place, settings, board = self._place(step), self.run.config.validation, self.run.board
         made = [video for video in self.cases.wanted.videos if video.name not in failed]
         for name, why in sorted(failed.items()):
             prompt = settings.prompts[self._video(name).prompt]
@@ -189,49 +174,50 @@ class Sampler:
         self._say(f"validation after step {step}: {len(made)} sample videos in {place}")
 
     def _place(self, step: int) -> Path:
-        return self.folder.samples / name_of(step)
+        return self.run.folder.samples / name_of(step)
 
     def _video(self, name: str) -> Video:
         return next(video for video in self.cases.wanted.videos if video.name == name)
 
     def _say(self, line: str) -> None:
-        if self.gathering.world.is_main:
+        if self.run.gathering.world.is_main:
             print(line, flush=True)
 
     def _too_large(self) -> str:
-        width, height, frames = self.config.validation.video_dims
+        width, height, frames = self.run.config.validation.video_dims
         return (
             f"validation.video_dims: a sample video of {width}x{height}x{frames} does not fit the memory of rank "
-            f"{self.gathering.world.rank} beside the training; make it smaller, or set validation.guidance_scale to 1"
+            f"{self.run.gathering.world.rank} beside the training; make it smaller, or set "
+            "validation.guidance_scale to 1"
         )
 
     @property
     def _is_cut(self) -> bool:
         """Whether the model lies cut over several ranks, which then must not go on alone."""
-        return self.engine.stage == 3 and self.gathering.world.size > 1
+        return self.run.engine.stage == 3 and self.run.gathering.world.size > 1
 
     @cached_property
     def _request(self) -> str:
         """A hash of all that the videos depend on, the model's weights aside."""
-        settings = self.config.validation.model_dump(mode="json", include=_LOOKS)
+        settings = self.run.config.validation.model_dump(mode="json", include=_LOOKS)
         return xxhash.xxh3_64_hexdigest(json.dumps([self.cases.path.name, settings], sort_keys=True).encode())
 
     @cached_property
     def _idle(self) -> Inputs:
-        feeding, device = self.data.feeding, self.gathering.world.device
-        return idle(feeding.channels, feeding.text_width).to(device, dtype_of(self.config)).inputs()
+        feeding, device = self.run.data.feeding, self.run.gathering.world.device
+        return idle(feeding.channels, feeding.text_width).to(device, dtype_of(self.run.config)).inputs()
 
     @cached_property
     def _sampling(self) -> Sampling:
-        settings, place = self.config.validation, part(self.config.model.model_source, "scheduler")
+        settings, place = self.run.config.validation, part(self.run.config.model.model_source, "scheduler")
         scheduler: dict[str, Any] = json.loads((place / "scheduler_config.json").read_text(encoding="utf-8"))
         return Sampling(settings.inference_steps, settings.guidance_scale, settings.frame_rate, scheduler)
 
     @cached_property
     def _vae(self) -> AutoencoderKLLTXVideo:
         """On the CPU; only ranks that make videos load it. Raises InputError where it is not the dataset's."""
-        source, dataset = self.config.model.model_source, self.data.dataset
-        vae = load_vae(source, choose_dtype("auto", self.gathering.world.device))
+        source, dataset = self.run.config.model.model_source, self.run.data.dataset
+        vae = load_vae(source, choose_dtype("auto", self.run.gathering.world.device))
         if vae_scale(vae) != dataset.info.scale:
             raise InputError(
                 f"{dataset.root}: dataset.json says {dataset.info.scale}, the VAE of {source} has {vae_scale(vae)}"

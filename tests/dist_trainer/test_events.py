@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import pytest
 
+from dist_trainer.begun import Begun
 from dist_trainer.config import RunConfig
-from dist_trainer.events import Begun, open_events
+from dist_trainer.events import open_events
 from dist_trainer.metrics import StepMetrics
 from dist_trainer.rundir import RunFolder
 from dist_trainer.skipped import NORM, Skipped

@@ -107,6 +107,11 @@ SCENARIOS = {
         STEPS,
         0,
     ),
+    "TERM in an export that takes too long": Scenario(
+        [Strike(0, "export", 1, "NO PATIENCE"), Strike(0, "export", 1, "SIGTERM")],
+        STEPS,
+        says="the export after the last step is left unfinished: SIGTERM came",
+    ),
     "STOP in a save": Scenario([Strike(0, "write", 1, "STOP")], INTERVAL, 0),
     "SAVE in a step, then in a save": Scenario(
         [Strike(0, "step", 2, "SAVE"), Strike(0, "write", 2, "SAVE")], STEPS, 0, "saved after step 2: "
@@ -126,12 +131,16 @@ def test_whatever_is_asked_whenever_the_run_is_the_one_not_disturbed(runs: Runs,
     assert runs.steps(name) == scenario.ends_after
     assert runs.latest(name) == f"step_{scenario.ends_after:06d}"
     assert not (folder / "SAVE").exists()
-    assert (folder / "DONE").exists() == (scenario.ends_after == STEPS)
+    done = scenario.ends_after == STEPS and scenario.code == 0
+    assert (folder / "DONE").exists() == done
+    assert bool(list((folder / "exports").glob("*"))) == done
     (folder / "STOP").unlink(missing_ok=True)
     assert scenario.says in ended.stdout[0]
     if scenario.ends_after < STEPS:
         assert f"saved after step {scenario.ends_after}: " in ended.stdout[0]
+    if not done:
         runs.go_on(name)
+    assert (folder / "DONE").exists()
     assert_same_run(folder, runs.folder("whole"))
 
 

@@ -36,8 +36,8 @@ MOMENTS = {
 
 @dataclass(frozen=True)
 class Strike:
-    """At the `count`-th such moment (from 1) rank `rank` is sent a signal, puts STOP or SAVE, fills the disk, or has
-    no memory left."""
+    """At the `count`-th such moment (from 1) rank `rank` is sent a signal, puts STOP or SAVE, fills the disk, has no
+    memory left, or waits no longer for an export once it is told to stop."""
 
     rank: int
     moment: str
@@ -87,6 +87,10 @@ def _struck(original: Callable[..., Any], strikes: list[Strike], run: Path) -> C
 def _act(act: str, run: Path) -> None:
     if act in ("STOP", "SAVE"):
         (run / act).touch()
+    elif act == "NO PATIENCE":
+        from dist_trainer import stop
+
+        stop._PATIENCE_S = 0.0
     elif act == "NO MEMORY":
         import torch
 

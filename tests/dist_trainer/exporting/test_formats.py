@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from dist_trainer.checkpoints.checkpoint import newest
 from dist_trainer.exporting import export as module
-from dist_trainer.exporting.export import LORA_FILE, Wanted, export
+from dist_trainer.exporting.export import Wanted, export
 from dist_trainer.exporting.weights import Weights, merged
-from dist_trainer.model.family import WEIGHTS
+from dist_trainer.model.family import LORA_FILE, WEIGHTS
 from dist_trainer.model.ltx.names import diffusers_name, original_name
 from shards.errors import InputError
 from tests.dist_trainer.exporting.test_export import (

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from dist_trainer.config import dump, load
-from dist_trainer.exporting.export import LORA_FILE, Wanted, export
+from dist_trainer.exporting.export import Wanted, export
 from dist_trainer.hub.push import push, push_end
+from dist_trainer.model.family import LORA_FILE
 from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import Requests
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from tests.dist_trainer.exporting.test_export import change_config
@@ -81,10 +83,22 @@ def test_whatever_goes_wrong_at_the_end_of_a_run_is_a_warning(
     monkeypatch.setattr("dist_trainer.hub.push.picture", fail)
     config = load(ic_lora / "config.yaml", ["hub.push_to_hub=true", "hub.hub_model_id=me/mine"])
     (ic_lora / "config.yaml").write_text(dump(config))
-    line = push_end(config, RunFolder(ic_lora))
+    line = push_end(config, RunFolder(ic_lora), Requests(ic_lora, is_main=True))
     assert line.startswith("warning: ")
     assert "a fault" in line
     assert "\n" not in line
+
+
+def test_a_stop_does_not_wait_for_an_upload(hub: Hub, ic_lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda *_, **__: ended.wait(280))
+    monkeypatch.setattr("dist_trainer.stop._PATIENCE_S", 0.0)
+    config = load(ic_lora / "config.yaml", ["hub.push_to_hub=true", "hub.hub_model_id=me/mine"])
+    (ic_lora / "config.yaml").write_text(dump(config))
+    (ic_lora / "STOP").touch()
+    line = push_end(config, RunFolder(ic_lora), Requests(ic_lora, is_main=True))
+    ended.set()
+    assert f"{ic_lora / 'STOP'} is there; the run is complete" in line
 
 
 def test_a_run_on_other_whole_weights_names_no_base(hub: Hub, ic_lora: Path) -> None:
@@ -165,5 +179,6 @@ def test_a_run_without_a_hub_is_complete_and_is_pushed_later(
     assert told[1].endswith(f"`ltx-train push {run}` uploads it")
     assert len(told) == 2
     assert (run / "DONE").is_file()
-    assert push_end(load(run / "config.yaml"), RunFolder(run)) == f"uploaded to {hub.endpoint}/me/mine"
+    uploaded = push_end(load(run / "config.yaml"), RunFolder(run), Requests(run, is_main=True))
+    assert uploaded == f"uploaded to {hub.endpoint}/me/mine"
     assert LORA_FILE in hub.repositories["me/mine"]

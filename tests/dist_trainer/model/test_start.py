@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dist_trainer.exporting.export import LORA_FILE, Wanted, export
-from dist_trainer.model.family import WEIGHTS
+from dist_trainer.exporting.export import Wanted, export
+from dist_trainer.model.family import LORA_FILE, WEIGHTS
 from dist_trainer.model.start import Start, find_start
 from shards.errors import InputError
 

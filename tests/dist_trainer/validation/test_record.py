@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dist_trainer.validation.record import NAME, complete, missing
+from dist_trainer.validation.record import NAME, begin, complete
 
 NAMES = ["01_a.mp4", "02_b.mp4"]
 
 
 def begun(folder: Path, request: str = "asked", again: bool = False) -> list[str] | None:
-    return missing(folder, request, NAMES, trained_again=again)
+    return begin(folder, request, NAMES, trained_again=again)
 
 
 def test_what_was_made_before_a_stop_is_kept_and_the_rest_is_missing(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from diffusers import LTXPipeline
 from safetensors.torch import load_file, save_file
 
 from dist_trainer.config.model import LoraConfig
-from dist_trainer.exporting.export import LORA_FILE, Wanted, export
-from dist_trainer.model.family import WEIGHTS
+from dist_trainer.exporting.export import Wanted, export
+from dist_trainer.model.family import LORA_FILE, WEIGHTS
 from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.start import Start, find_start
-from dist_trainer.model.starting import check_rank, start_adapter
+from dist_trainer.model.start_weights import check_rank, start_adapter
 from dist_trainer.tiny.model import tiny_transformer
 from shards.dataset.opened import Dataset
 from shards.errors import InputError

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dist_trainer import stop
 from dist_trainer.config import RunConfig, load
-from dist_trainer.exporting import during
-from dist_trainer.exporting.export import LORA_FILE
+from dist_trainer.exporting import run_exports
+from dist_trainer.model.family import LORA_FILE
 from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import Requests, Wish
 from shards.dataset.opened import Dataset
 from tests.support.forked import train
 from tests.support.gatherings import at_once, in_memory
@@ -44,23 +46,49 @@ def test_each_checkpoint_is_exported_where_that_is_asked_for(
 def test_an_export_that_fails_on_the_way_is_said_and_the_run_goes_on(
     finished_runs: Path,
     model_folder: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "/exports/file")
 
-    monkeypatch.setattr(during, "export", full)
+    monkeypatch.setattr(run_exports, "export", full)
     run = finished_runs / "ic_lora"
     blocks = {**lora_blocks(reference=True), "checkpoints": {"export": "both"}}
     config = RunConfig.model_validate(tiny_config(model_folder, Path("data"), run, **blocks))
+    asked = Requests(tmp_path, is_main=True)
     results = at_once(
-        lambda gathering: during.export_saved(config, RunFolder(run), 1, gathering), in_memory(2)
+        lambda gathering: run_exports.export_saved(config, RunFolder(run), 1, asked, gathering), in_memory(2)
     )
-    assert results == [None, None]
+    assert results == [Wish.NONE, Wish.NONE]
     assert f"`ltx-train export {run} --step 1` does it again" in capsys.readouterr().out
     with pytest.raises(OSError, match="No space left"):
-        during.export_end(config, RunFolder(run))
+        run_exports.export_end(config, RunFolder(run), asked)
+
+
+def test_an_export_on_the_way_does_not_hold_up_a_stop(
+    finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(
+        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
+    )
+    config = load(run / "config.yaml", ["checkpoints.export=both"])
+    asked = Requests(tmp_path, is_main=True)
+
+    def exported() -> list[Wish]:
+        return at_once(
+            lambda gathering: run_exports.export_saved(config, RunFolder(run), 1, asked, gathering),
+            in_memory(2),
+        )
+
+    (tmp_path / "STOP").touch()
+    assert exported() == [Wish.NONE, Wish.NONE], "one that is soon done is waited for"
+    shutil.rmtree(run / "exports")
+    monkeypatch.setattr(stop, "_PATIENCE_S", 0.0)
+    assert exported() == [Wish.STOP, Wish.STOP]
+    assert not list((run / "exports").iterdir())
+    assert "export of step 1 is left unfinished: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -83,4 +111,4 @@ def test_the_end_of_a_run_exports_what_is_usual_and_what_is_asked_for(
         shutil.copytree(finished_runs / mode, tmp_path / mode, ignore=shutil.ignore_patterns("exports"))
     )
     config = load(run / "config.yaml", [f"checkpoints.export={asked}"])
-    assert files(during.export_end(config, RunFolder(run))) == expected
+    assert files(run_exports.export_end(config, RunFolder(run), Requests(tmp_path, True))) == expected

@@ -1,0 +1,56 @@
+"""Exports that a run makes itself: with its checkpoints, where that is asked for, and at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dist_trainer.config import RunConfig
+from dist_trainer.dist import Gathering
+from dist_trainer.exporting.export import Format, Wanted, export
+from dist_trainer.rundir import RunFolder
+from dist_trainer.stop import Requests, ToldToStop, Wish, heeding
+from dist_trainer.watch import progress
+from shards.errors import InputError
+
+EXPORT_S = 12 * 3600.0  # tens of GB on a slow disk; the watch sees an export that stands still
+
+
+def export_saved(
+    config: RunConfig, folder: RunFolder, step: int, requests: Requests, gathering: Gathering
+) -> Wish:
+    """Export the checkpoint just saved, from rank 0, where checkpoints.export asks for it; all ranks come together.
+
+    An export that fails, for lack of room perhaps, is said and the run goes on: the checkpoint holds all of it. So is
+    one that a stop cuts short, which is returned, alike on every rank. The last step is left to the end of the run.
+    """
+    formats, wish = config.checkpoints.export, Wish.NONE
+    if formats == "none" or step == config.optimization.steps:
+        return wish
+    progress.doing("exporting")
+    if gathering.world.is_main:
+        again = f"`ltx-train export {folder.root} --step {step}` does it again while its checkpoint is there"
+        try:
+            export(folder.root, step, Wanted(formats), heeding(requests))
+        except ToldToStop as told:
+            wish = told.wish
+            print(f"export of step {step} is left unfinished: {told}; {again}", flush=True)
+        except (InputError, OSError, SafetensorError) as error:
+            print(f"export of step {step} failed: {error}; the run goes on, and {again}", flush=True)
+    return after_export(wish, gathering)
+
+
+def export_end(config: RunConfig, folder: RunFolder, requests: Requests) -> Path:
+    """Export the run's last checkpoint: what is usual, and what checkpoints.export asks for beside it.
+
+    Raises ToldToStop when a stop is asked for that does not wait for it.
+    """
+    asked = config.checkpoints.export
+    formats: Format | None = "both" if asked in ("comfyui", "both") else None
+    return export(folder.root, None, Wanted(formats), heeding(requests))
+
+
+def after_export(wish: Wish, gathering: Gathering) -> Wish:
+    """What rank 0 was asked in its export, on every rank; the others wait for it."""
+    return Wish[gathering.share("export", wish.name, max(EXPORT_S, gathering.timeout_s))]
