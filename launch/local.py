@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps
+from dist_trainer.job import LOCAL
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.ended.after import Verdict, ended
@@ -23,7 +24,7 @@ from launch.session import end_with_parent
 from shards.errors import InputError
 
 _GRACE_S = 15.0
-_JOB, _INTERRUPTED = "local", 128 + signal.SIGINT
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFolder) -> int:
@@ -38,22 +39,22 @@ def train(config: Path, overrides: Sequence[str], processes: int, folder: RunFol
             "another folder"
         )
     restart = sum(
-        record.get("event") == "began" and record.get("job") == _JOB for record in read_log(folder.jobs)
+        record.get("event") == "began" and record.get("job") == LOCAL for record in read_log(folder.jobs)
     )
-    start = {"job": _JOB, "restart": restart}
+    start = {"job": LOCAL, "restart": restart}
     place = {"nodes": [socket.gethostname()], "ranks": processes, "pid": os.getpid()}
     saved = max(complete_steps(folder.checkpoints), default=0)
     try:
         folder.ranks.mkdir(parents=True, exist_ok=True)
-        mark(folder, _JOB, restart)
+        mark(folder, LOCAL, restart)
         append(folder.jobs, {"time": time.time(), "event": "began", **start, **place, "step": saved})
     except OSError as error:
         raise InputError(
             f"output_dir: {folder.root}: cannot be written: {error}; choose another folder"
         ) from error
-    logs = [folder.ranks / f"{_JOB}_{rank}.log" for rank in range(processes)]
+    logs = [folder.ranks / f"{LOCAL}_{rank}.log" for rank in range(processes)]
     code = local(config, overrides, processes, logs=logs)
-    cause = "interrupted" if code == _INTERRUPTED else ending(folder, _JOB, code).cause
+    cause = "interrupted" if code == _INTERRUPTED else ending(folder, LOCAL, code).cause
     # Nothing starts it again here.
     ended(folder.root, code, cause, Verdict(False, ""), {"SLURM_RESTART_COUNT": str(restart)})
     return code

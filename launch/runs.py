@@ -9,8 +9,6 @@ from dist_trainer.rundir import RunFolder, read_log
 from launch.snapshot import CONFIG_NAME, SNAPSHOTS
 from shards.errors import InputError
 
-LOCAL = "local"
-
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: one has begun in it, or is queued."""

@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from dist_trainer.job import LOCAL
 from dist_trainer.rundir import RunFolder, read_log
 from dist_trainer.stop import SAVE_NAME, STOP_NAME
+from launch.ended.asking import ask_slurm
 from launch.ended.requeue import Place
 from launch.ended.squeue import places
 from launch.ended.tail import last_step
-from launch.runs import LOCAL, is_held, jobs_of
+from launch.runs import is_held, jobs_of
 from shards.errors import InputError
 
 Ask = Literal["save", "stop", "now"]
-_CALL_S, _LOOK_S = 60.0, 2.0
+_LOOK_S = 2.0
 
 
 def ask(runs: Sequence[RunFolder], what: Ask) -> Iterator[str]:
@@ -123,12 +124,8 @@ def _end(run: RunFolder, known: Mapping[str, Place]) -> list[str]:
 
 
 def _scancel(job: str) -> None:
-    try:
-        done = subprocess.run(["scancel", job], capture_output=True, text=True, timeout=_CALL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"scancel {job}: {error}") from error
-    if done.returncode:
-        raise InputError(f"scancel {job}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    if (answer := ask_slurm("scancel", job)).code:
+        raise InputError(f"scancel {job}: {answer.error}")
 
 
 def _interrupt(run: RunFolder) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.job import start_of
 from dist_trainer.preflight import clock, code, data, device, figures, network, room, storage
 from dist_trainer.preflight.finding import Finding, error_of
 from dist_trainer.preflight.judges import devices as device_judge
@@ -185,11 +186,8 @@ def _record(trial: Trial, causes: Mapping[str, str]) -> None:
     """Write bad nodes down: host -> cause."""
     if not trial.recording:
         return
-    place = {
-        "time": time.time(),
-        "job": os.environ.get("SLURM_JOB_ID", "local"),
-        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-    }
+    job, restart = start_of(os.environ)
+    place = {"time": time.time(), "job": job, "restart": restart}
     for host, cause in causes.items():
         entry = place | {"host": host, "cause": cause}
         try_all(_GRACE_S, {"record": partial(append, trial.run.bad_nodes, entry)})

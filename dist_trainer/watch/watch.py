@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as torch_dist
 
 from dist_trainer.dist import FAILED, PREFIX, Gathering
+from dist_trainer.job import LOCAL
 from dist_trainer.watch import progress
 from dist_trainer.watch.beat import Beat, beats_of, behind, heard, places, without_beats
 from dist_trainer.watch.ending import Ending
@@ -45,7 +46,7 @@ class Watch:
     """
 
     def __init__(
-        self, gathering: Gathering, silent_s: float, hang_s: float, stacks: Path, job: str = "local"
+        self, gathering: Gathering, silent_s: float, hang_s: float, stacks: Path, job: str = LOCAL
     ) -> None:
         self._gathering, self._world = gathering, gathering.world
         self._silent_s, self._hang_s = silent_s, hang_s

@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from dist_trainer.config import load
+from dist_trainer.job import start_of
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
-from launch.ended.after import Verdict, after, bad_hosts, began, ended, kept_away, refusal, start_of, to_avoid
+from launch.ended.after import Verdict, after, bad_hosts, began, ended, kept_away, refusal, to_avoid
 from launch.ended.cause import ending, mark
 from launch.ended.requeue import keep_away, names, queued_as, requeue
 from shards.errors import InputError

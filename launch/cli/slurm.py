@@ -181,7 +181,7 @@ def stage_left_command(code: Annotated[int, typer.Argument()]) -> None:
     """After a data stage's task that ended badly: queue it again where it was killed, as one short of memory is."""
     import os
 
-    from launch.ended.after import start_of
+    from dist_trainer.job import start_of
     from launch.ended.requeue import place, queued_as, requeue
 
     job, (_, restart) = queued_as(os.environ), start_of(os.environ)
@@ -200,9 +200,10 @@ def left_command(
     """After the tasks of a job, where one ended badly: do what is left, as the first was killed before it could."""
     import os
 
+    from dist_trainer.job import start_of
     from dist_trainer.rundir import RunFolder
     from launch.cli.after import after_ranks
-    from launch.ended.after import bad_hosts, start_of
+    from launch.ended.after import bad_hosts
     from launch.ended.requeue import place, queued_as, requeue
     from launch.queueing.supervisor import end_of
 

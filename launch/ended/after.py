@@ -10,6 +10,7 @@ from pathlib import Path
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import load
 from dist_trainer.config.health import HealthConfig
+from dist_trainer.job import LOCAL, start_of
 from dist_trainer.rundir import RunFolder, append, read_log
 from dist_trainer.stop import COME_BACK_CODE
 from launch.ended.requeue import gone, place, queued_as
@@ -134,11 +135,6 @@ def ended(run: Path, code: int, cause: str, verdict: Verdict, environ: Mapping[s
         )
 
 
-def start_of(environ: Mapping[str, str]) -> tuple[str, int]:
-    """The job this process belongs to ("local" outside Slurm), and how often it was queued again before this start."""
-    return environ.get("SLURM_JOB_ID", "local"), int(environ.get("SLURM_RESTART_COUNT") or 0)
-
-
 def bad_hosts(folder: RunFolder) -> tuple[str, ...]:
     """Hosts that failed this run's trial, by the names Slurm has for them.
 
@@ -146,12 +142,8 @@ def bad_hosts(folder: RunFolder) -> tuple[str, ...]:
     Slurm would not know, and refuse all of them.
     """
     starts = [record for record in read_log(folder.jobs) if record.get("event") == "began"]
-    named = {
-        str(node) for record in starts if record.get("job") != "local" for node in record.get("nodes", [])
-    }
-    bad = {
-        str(record.get("host", "")) for record in read_log(folder.bad_nodes) if record.get("job") != "local"
-    }
+    named = {str(node) for record in starts if record.get("job") != LOCAL for node in record.get("nodes", [])}
+    bad = {str(record.get("host", "")) for record in read_log(folder.bad_nodes) if record.get("job") != LOCAL}
     short = {host.partition(".")[0] for host in bad - named}
     return tuple(sorted(name for name in named if name in bad or name.partition(".")[0] in short))
 

@@ -8,19 +8,14 @@ own handler, which also keeps what that job runs next, or, where the supervisor 
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from launch.ended.asking import ask_slurm
 from shards.errors import InputError
 
-_TRIES, _PAUSE_S, _CALL_S = 12, 10.0, 60.0  # a controller that is restarted does not answer for a while
-# What Slurm's commands say of a controller that is away, and of one that is busy.
-LATER = ("Unable to contact", "Socket timed out", "Zero Bytes")
-# Users may have squeue and sacct write times in other ways, for all their shells.
-PLAIN_TIMES = {"SLURM_TIME_FORMAT": "standard"}
+_TRIES, _PAUSE_S = 12, 10.0  # a controller that is restarted does not answer for a while
 _NO_NODE = re.compile(r"Node (\S+) not found")
 _RUNS = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING")
 
@@ -120,8 +115,8 @@ def gone(hosts: Collection[str]) -> set[str]:
     """Those of the hosts that the cluster has no more; none where Slurm does not say."""
     if not hosts:
         return set()
-    _, said, error = _run(("scontrol", "show", "node", ",".join(sorted(hosts))))
-    return set(_NO_NODE.findall(said + error)) & set(hosts)
+    answer = ask_slurm("scontrol", "show", "node", ",".join(sorted(hosts)))
+    return set(_NO_NODE.findall(answer.printed + answer.error)) & set(hosts)
 
 
 def names(hostlist: str) -> tuple[str, ...]:
@@ -137,32 +132,10 @@ def _hosts(said: str) -> tuple[str, ...]:
 def _scontrol(*words: str) -> str:
     """What `scontrol WORDS` prints; asked again while the controller does not answer."""
     for tried in range(1, _TRIES + 1):
-        code, said, error = _run(("scontrol", *words))
-        if code == 0:
-            return said
-        if tried == _TRIES or not any(one in error for one in LATER):
+        answer = ask_slurm("scontrol", *words)
+        if answer.code == 0:
+            return answer.printed
+        if tried == _TRIES or not answer.later:
             break
         time.sleep(_PAUSE_S)
-    raise InputError(f"scontrol {' '.join(words)}: {error or f'exit code {code}'}")
-
-
-def _run(command: Sequence[str]) -> tuple[int, str, str]:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_CALL_S,
-            check=False,
-            preexec_fn=_live_on,
-        )
-    except subprocess.TimeoutExpired:
-        return 1, "", f"Unable to contact Slurm within {_CALL_S:g} s"
-    except OSError as error:
-        return 1, "", str(error)
-    return done.returncode, done.stdout, " ".join(done.stderr.split())
-
-
-def _live_on() -> None:
-    """Slurm tells all processes of a job that is queued again to end; this one has to do its part first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise InputError(f"scontrol {' '.join(words)}: {answer.error}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterable
 
-from launch.ended.requeue import LATER, PLAIN_TIMES, Place
+from dist_trainer.job import LOCAL
+from launch.ended.asking import ask_slurm
+from launch.ended.requeue import Place
 from shards.errors import InputError
 
-_CALL_S = 60.0
 _SQUEUE, _SACCT = "%i|%A|%T|%r|%S|%e|%N", "JobID,JobIDRaw,State,Start,End,NodeList"
 
 
@@ -19,11 +18,11 @@ def places(jobs: Iterable[str]) -> dict[str, Place]:
 
     Raises InputError when Slurm does not answer.
     """
-    asked = sorted({job for job in jobs if job and job != "local"})
+    asked = sorted({job for job in jobs if job and job != LOCAL})
     if not asked or shutil.which("squeue") is None:
         return {}
     found: dict[str, Place] = {}
-    for line in _ask(
+    for line in _lines(
         "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(asked)}", f"--format={_SQUEUE}"
     ):
         name, number, *rest = line.split("|", 6)
@@ -49,7 +48,7 @@ def _ended(jobs: list[str]) -> dict[str, Place]:
         f"--format={_SACCT}",
     )
     found: dict[str, Place] = {}
-    for line in _ask(*command):
+    for line in _lines(*command):
         words = line.split("|")
         if len(words) == 6:
             name, number, state, start, end, nodes = (_known(word) for word in words)
@@ -58,22 +57,12 @@ def _ended(jobs: list[str]) -> dict[str, Place]:
     return found
 
 
-def _ask(*command: str) -> list[str]:
+def _lines(*command: str) -> list[str]:
     """Lines of an answer; none where Slurm knows none of the jobs or keeps no accounts."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_CALL_S,
-            check=False,
-            env=os.environ | PLAIN_TIMES,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{command[0]}: no answer in {_CALL_S:.0f} s; is the cluster well?") from None
-    if done.returncode and any(one in done.stderr for one in LATER):
-        raise InputError(f"{command[0]}: {' '.join(done.stderr.split())}")
-    return [line for line in done.stdout.splitlines() if "|" in line]
+    answer = ask_slurm(*command)
+    if answer.later:
+        raise InputError(f"{command[0]}: {answer.error}")
+    return [line for line in answer.printed.splitlines() if "|" in line]
 
 
 def _known(word: str) -> str:

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from dist_trainer.job import LOCAL
 from dist_trainer.rundir import RunFolder
 from launch.ended.after import kept_away
 from launch.looking.status import Status
-from launch.runs import LOCAL
 
 _COLOURS = {"RUNNING": "green", "PENDING": "yellow", "DONE": "blue", "FAILED": "red"}
 

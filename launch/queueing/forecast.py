@@ -66,7 +66,7 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
         raise InputError(f"{ranks} ranks: a run needs at least one")
     folder = RunFolder(Path(config.output_dir))
     before = folder.read_state()
-    _check_folder(folder)
+    check_beginning(config)
     dataset = open_data(config)
     state = run_state(config, dataset, World(0, ranks, 0), before)
     if before:
@@ -77,8 +77,6 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     planned = make_plan(config, dataset, state)
     check_videos(config, dataset, planned.shape.patch)
     _check_model(config)
-    if config.model.load_checkpoint and not before:
-        find_start(config.model.load_checkpoint, config.model.training_mode)
     done = folder.steps_done()
     finished = f"all {done} steps are done; raise optimization.steps to go on"
     return _told(config, planned, ranks, [finished] if done >= config.optimization.steps else [])
@@ -102,6 +100,16 @@ def _told(config: RunConfig, planned: Planned, ranks: int, notes: list[str]) -> 
         packing=found[0],
         notes=tuple(notes),
     )
+
+
+def check_beginning(config: RunConfig) -> None:
+    """Raise InputError for what keeps a run from beginning or going on, whatever it trains on: a folder that cannot be
+    written or in which STOP lies, and weights to start from that are not there, or not of a kind that it starts from.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    _check_folder(folder)
+    if config.model.load_checkpoint and not folder.read_state():
+        find_start(config.model.load_checkpoint, config.model.training_mode)
 
 
 def _check_folder(folder: RunFolder) -> None:

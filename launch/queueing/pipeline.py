@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dist_trainer.config import RunConfig
 from dist_trainer.validation.request import check_files
+from launch.queueing.forecast import check_beginning
 from launch.queueing.job import Command
 from launch.queueing.queue import Order, cancel, queue
 from launch.queueing.resources import Resources
@@ -44,7 +45,8 @@ class Stage:
 def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[Stage], Prepared]:
     """The chain in its order, train being the third, and what its training is. Writes nothing.
 
-    Raises InputError where the table or a file for sample videos is not there, or the config names no dataset to make.
+    Raises InputError where the table or a file for sample videos is not there, the config names no dataset to make, or
+    the run could not begin.
     """
     out = config.data.preprocessed_data_root
     if not out:
@@ -54,6 +56,7 @@ def stages(config: RunConfig, resources: Resources, data: Data) -> tuple[list[St
     if not Path(data.table).is_file():
         raise InputError(f"--table {data.table}: no such file")
     check_files(config)
+    check_beginning(config)
     training = prepare([config], replace(resources, dependency=None), Path(config.output_dir))
     run = training.runs[0]
     encode = (

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -19,6 +18,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor
 
+from launch.ended.asking import ask_slurm
 from launch.queueing.resources import Resources
 from shards.errors import InputError
 
@@ -94,7 +94,7 @@ def queue(order: Order) -> list[str]:
 
 def cancel(jobs: Sequence[str], folder: Path) -> None:
     """Take jobs that were queued a moment ago out again, and submitit's files of them out of their `folder`."""
-    subprocess.run(["scancel", *jobs], check=False)
+    ask_slurm("scancel", *jobs)
     for path in [path for job in jobs for path in folder.glob(f"{job}_*")]:
         path.unlink(missing_ok=True)
     for link in _unnumbered(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,15 @@ def finished_runs(
     ]
     train(1, *configs, logs=root / "logs")
     return root
+
+
+@pytest.fixture
+def full(finished_runs: Path, tmp_path: Path) -> Path:
+    """A copy of a full run of two steps with a checkpoint of each."""
+    return Path(shutil.copytree(finished_runs / "full", tmp_path / "full"))
+
+
+@pytest.fixture
+def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
+    """A copy of an IC-LoRA run of two steps."""
+    return Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,11 +11,6 @@ from safetensors.torch import load_file
 from dist_trainer.cli import main
 
 MODULES = {"export": "exporting.export.export", "push": "hub.push.push"}
-
-
-@pytest.fixture
-def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

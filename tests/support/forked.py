@@ -142,8 +142,7 @@ def _serve() -> None:
 
 def _import_everything() -> None:
     # All that dist_trainer.train imports, but not itself: each rank runs it as its main module.
-    for module in ("board", "build", "exporting.export", "feed.feed", "loop", "provenance", "schedule"):
-        importlib.import_module(f"dist_trainer.{module}")
+    importlib.import_module("dist_trainer.run")
     importlib.import_module("diffusers.models.transformers.transformer_ltx")
     importlib.import_module("shards.prepare.encode.models")
     # DeepSpeed imports torch's compiler when it looks at an optimizer: two seconds.

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from dist_trainer import dist
 from dist_trainer.config import load
+from dist_trainer.run import run
 from dist_trainer.stop import Requests
-from dist_trainer.train import fail, run
+from dist_trainer.watch.failure import fail
 from dist_trainer.world import discover
 
 

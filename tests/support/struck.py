@@ -29,7 +29,7 @@ MOMENTS = {
     "name": ("dist_trainer.checkpoints.saving", "_complete"),
     "denoised": ("dist_trainer.validation.sampler", "asked"),
     "decode": ("dist_trainer.validation.sampler", "decode"),
-    "export": ("dist_trainer.train", "export_end"),
+    "export": ("dist_trainer.run", "export_end"),
     "leave": ("dist_trainer.train", "_come_back"),
 }
 

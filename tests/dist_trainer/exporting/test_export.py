@@ -24,17 +24,6 @@ LORA = "pytorch_lora_weights.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def full(finished_runs: Path, tmp_path: Path) -> Path:
-    """A copy of a full run of two steps with a checkpoint of each."""
-    return Path(shutil.copytree(finished_runs / "full", tmp_path / "full"))
-
-
-@pytest.fixture
-def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))
-
-
 def trained(checkpoint: Checkpoint) -> Tensors:
     """The weights a checkpoint holds, read in one piece each."""
     sizes = {name: torch.Size(shape) for name, shape in checkpoint.shapes.items()}

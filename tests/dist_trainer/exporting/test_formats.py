@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,6 @@ COMFYUI_BLOCK = {"scale_shift_table", "ff.net.0.proj", "ff.net.2"} | {
     for number in (1, 2)
     for name in ("q_norm", "k_norm", "to_q", "to_k", "to_v", "to_out.0")
 }
-
-
-@pytest.fixture
-def full(finished_runs: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_runs / "full", tmp_path / "full"))
-
-
-@pytest.fixture
-def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))
 
 
 def comfyui_modules() -> set[str]:

@@ -28,14 +28,13 @@ from tests.support.runs import ROOT, environment
 
 
 @pytest.fixture
-def ic_lora(finished_runs: Path, tmp_path: Path) -> Path:
-    """An IC-LoRA run with a sample video for its prompt "a"."""
-    run = Path(shutil.copytree(finished_runs / "ic_lora", tmp_path / "ic_lora"))
-    videos = run / "samples" / "step_000002"
+def ic_lora(ic_lora: Path) -> Path:
+    """With a sample video for its prompt "a"."""
+    videos = ic_lora / "samples" / "step_000002"
     videos.mkdir(parents=True)
     (videos / "01_a.mp4").write_bytes(b"video")
-    (run / "samples" / "step_000009").mkdir()
-    return run
+    (ic_lora / "samples" / "step_000009").mkdir()
+    return ic_lora
 
 
 def test_a_push_brings_weights_card_curves_and_videos(hub: Hub, ic_lora: Path) -> None:

@@ -315,16 +315,20 @@ def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.fixture
+def path(model_folder: Path, paired_dataset: Dataset, tmp_path: Path) -> str:
+    """A config on disk, of a run in `tmp_path`/run."""
+    described = tiny_config(model_folder, paired_dataset.root, tmp_path / "run", deepspeed={"config": {}})
+    return str(write_config(tmp_path / "c.yaml", described))
+
+
 def test_what_could_not_run_is_refused_before_it_is_queued(
     slurm: Path,
-    model_folder: Path,
-    paired_dataset: Dataset,
+    path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    described = tiny_config(model_folder, paired_dataset.root, tmp_path / "run", deepspeed={"config": {}})
-    path = str(write_config(tmp_path / "c.yaml", described))
     sweep = "--sweep=batching.max_tokens_per_pack=100,3"
     assert typed(monkeypatch, path, "--gpus-per-node=0", sweep) == 2
     error = capsys.readouterr().err
@@ -336,14 +340,11 @@ def test_what_could_not_run_is_refused_before_it_is_queued(
 
 def test_a_dry_run_shows_config_plan_and_script_and_queues_nothing(
     slurm: Path,
-    model_folder: Path,
-    paired_dataset: Dataset,
+    path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    described = tiny_config(model_folder, paired_dataset.root, tmp_path / "run", deepspeed={"config": {}})
-    path = str(write_config(tmp_path / "c.yaml", described))
     assert typed(monkeypatch, path, "seed=11", "--gpus-per-node=0", "--nodes=2", "--dry-run") == 0
     printed = capsys.readouterr().out
     for part in ("\nseed: 11\n", "# 20 steps", "# a step: 7.0 samples", "\n#SBATCH --nodes=2\n"):
