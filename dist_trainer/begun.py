@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_trainer.board import Board
+from dist_trainer.board.board import Board
 from dist_trainer.build import Data
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dist_trainer.begun import Begun
 from dist_trainer.checkpoints.due import is_saved, save_as_asked
 from dist_trainer.exporting.run_exports import export_saved
+from dist_trainer.figures.metrics import StepMetrics, forget_peak
 from dist_trainer.loop import Events
-from dist_trainer.metrics import StepMetrics, forget_peak
 from dist_trainer.schedule import lr_at
 from dist_trainer.stop import Wish
 from dist_trainer.validation.measuring import Measuring, measured_at, open_heldout

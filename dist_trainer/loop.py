@@ -11,8 +11,8 @@ import torch
 from dist_trainer.build import Data
 from dist_trainer.feed.collate import Pack
 from dist_trainer.feed.feed import Fed
-from dist_trainer.gauge import Gauge, faults
-from dist_trainer.metrics import StepMetrics, StepSums
+from dist_trainer.figures.gauge import Gauge, faults
+from dist_trainer.figures.metrics import StepMetrics, StepSums
 from dist_trainer.model.engine import Engine
 from dist_trainer.model.loss import sample_sums
 from dist_trainer.replaced import Ledger

@@ -10,18 +10,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dist_trainer.begun import Begun
+from dist_trainer.board.dashboard import check_sinks, open_board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
 from dist_trainer.checkpoints.due import expect_saves
 from dist_trainer.checkpoints.resume import resume
 from dist_trainer.config import RunConfig, dump, notices
-from dist_trainer.dashboard import check_sinks, open_board
 from dist_trainer.dist import Gathering
 from dist_trainer.events import open_events, open_looks
 from dist_trainer.exporting.facts import keep_facts
 from dist_trainer.exporting.run_exports import after_export, export_end
 from dist_trainer.feed.data import open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
-from dist_trainer.gauge import Gauge
+from dist_trainer.figures.gauge import Gauge
+from dist_trainer.figures.utilization import utilization
 from dist_trainer.hub.access import check_hub
 from dist_trainer.hub.push import push_end
 from dist_trainer.loop import train
@@ -33,7 +34,6 @@ from dist_trainer.replaced import open_ledger
 from dist_trainer.rundir import RunFolder, RunState, write_text
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import Requests, ToldToStop, Wish
-from dist_trainer.utilization import utilization
 from dist_trainer.validation.prompts import encode_cases
 from dist_trainer.watch import progress
 from dist_trainer.world import World

@@ -22,7 +22,7 @@ _MEETINGS = (
     "/deepspeed/comm/",
     "/deepspeed/runtime/zero/",
     _ASKING,
-    "/dist_trainer/metrics.py",
+    "/dist_trainer/figures/metrics.py",
 )
 _LOADING = "/shards/stream.py"
 _LOADERS = ("reader", "feed")  # begins of the names of threads that load, those that others wait for first

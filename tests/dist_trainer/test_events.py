@@ -8,7 +8,7 @@ import pytest
 from dist_trainer.begun import Begun
 from dist_trainer.config import RunConfig
 from dist_trainer.events import open_events
-from dist_trainer.metrics import StepMetrics
+from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.rundir import RunFolder
 from dist_trainer.skipped import NORM, Skipped
 from dist_trainer.stop import Wish

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dist_trainer.metrics import StepMetrics
+from dist_trainer.board.sink import Setting, Sink
+from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
-from dist_trainer.sinks.sink import Setting, Sink
 from dist_trainer.skipped import LOSS, Skipped
 
 

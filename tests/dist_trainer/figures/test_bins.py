@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dist_trainer.bins import by_length, by_sigma
+from dist_trainer.figures.bins import by_length, by_sigma
 
 
 def test_losses_are_averaged_by_quarter_of_the_noise_level_and_empty_quarters_have_no_figure() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_trainer.board.wandb import Wandb
 from dist_trainer.config.output import WandbConfig
 from dist_trainer.rundir import RunFolder
-from dist_trainer.sinks.wandb import Wandb
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("wandb") is None, reason="wandb is not installed: pip install wandb"

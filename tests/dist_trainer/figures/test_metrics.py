@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.metrics import ReducedStep, StepSums
+from dist_trainer.figures.metrics import ReducedStep, StepSums
 from shards.plan import Step
 
 KEYS = np.array([f"clip_{row}" for row in range(9)], dtype=object)

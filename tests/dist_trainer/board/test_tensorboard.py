@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from dist_trainer.sinks.tensorboard import _CHARTS, TensorBoard
+from dist_trainer.board.tensorboard import _CHARTS, TensorBoard
 from tests.support.curves import curve, events, texts
 
 LENGTHS = np.array([64, 64, 1024, 2048])

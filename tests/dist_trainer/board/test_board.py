@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.board import Board
+from dist_trainer.board.board import Board
+from dist_trainer.board.tensorboard import TensorBoard
 from dist_trainer.config import load
-from dist_trainer.metrics import StepMetrics
+from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import RunFolder
-from dist_trainer.sinks.tensorboard import TensorBoard
 from dist_trainer.skipped import LOSS, Skipped
 from tests.support.curves import curve, events, texts
 from tests.support.runs import lines, trained

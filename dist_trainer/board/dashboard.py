@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from dist_trainer.board import Board
+from dist_trainer.board.board import Board
+from dist_trainer.board.sink import Setting, Sink
+from dist_trainer.board.tensorboard import TensorBoard
+from dist_trainer.board.wandb import Wandb
 from dist_trainer.build import Data
 from dist_trainer.config import RunConfig, dump
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder
-from dist_trainer.sinks.sink import Setting, Sink
-from dist_trainer.sinks.tensorboard import TensorBoard
-from dist_trainer.sinks.wandb import Wandb
 from dist_trainer.version import __version__
 from shards.errors import InputError
 from shards.storage.masked import masked

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_trainer.sinks.tensorboard import TensorBoard
+from dist_trainer.board.tensorboard import TensorBoard
 from tests.support.browser import CHROMIUM, DRIVER, Browser, browser, wait_for
 from tests.support.runs import environment, free_port, lines
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from dist_trainer.board.sink import Setting
 from dist_trainer.config.output import WandbConfig
 from dist_trainer.rundir import RunFolder, write_text
-from dist_trainer.sinks.sink import Setting
 from shards.errors import InputError
 
 _STEP = "step"
@@ -60,7 +60,7 @@ class Wandb:
     def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
         """A video, if the config wants them there."""
         if self._videos:
-            from dist_trainer.moving import animated
+            from dist_trainer.board.moving import animated
 
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "video.gif"

@@ -13,8 +13,8 @@ from dist_trainer.config import load
 from dist_trainer.feed.data import open_data, run_state
 from dist_trainer.feed.feed import loader, micro_steps
 from dist_trainer.feed.substitute import drawn_as
-from dist_trainer.gauge import Gauge
-from dist_trainer.metrics import ReducedStep
+from dist_trainer.figures.gauge import Gauge
+from dist_trainer.figures.metrics import ReducedStep
 from dist_trainer.world import World
 from tests.support.runs import lines
 

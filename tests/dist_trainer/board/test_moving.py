@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_trainer.moving import animated
+from dist_trainer.board.moving import animated
 
 
 def shades(count: int, height: int, width: int) -> np.ndarray:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_trainer import bins
 from dist_trainer.build import Data
 from dist_trainer.feed import flow
 from dist_trainer.feed.feed import MicroStep
 from dist_trainer.feed.substitute import drawn_as
-from dist_trainer.metrics import ReducedStep
+from dist_trainer.figures import bins
+from dist_trainer.figures.metrics import ReducedStep
+from dist_trainer.figures.utilization import Utilization
 from dist_trainer.replaced import Ledger, Replaced
 from dist_trainer.skipped import Skipped, Skips
-from dist_trainer.utilization import Utilization
 from shards.plan import Step
 
 

@@ -10,8 +10,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dist_trainer.moving import animated
-from dist_trainer.sinks.sink import Setting
+from dist_trainer.board.moving import animated
+from dist_trainer.board.sink import Setting
 
 # Charts of the tab Custom Scalars, by group. A name is a regular expression that a curve's name begins with.
 _CHARTS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from dist_trainer.board import Board
+from dist_trainer.board.board import Board
+from dist_trainer.board.dashboard import check_sinks, open_board, settings
 from dist_trainer.build import build_data
 from dist_trainer.config import RunConfig, dump
-from dist_trainer.dashboard import check_sinks, open_board, settings
 from dist_trainer.feed.data import run_state
 from dist_trainer.model.engine import Engine
 from dist_trainer.rundir import RunFolder
@@ -74,9 +74,9 @@ def test_wandb_that_is_not_installed_is_named_with_the_command_that_helps(
     config = RunConfig.model_validate(
         {"data": {"preprocessed_data_root": "d"}, "lora": {}, "wandb": {"enabled": True}}
     )
-    monkeypatch.setattr("dist_trainer.dashboard.find_spec", lambda name: None)
+    monkeypatch.setattr("dist_trainer.board.dashboard.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^wandb\.enabled: .* `pip install wandb`"):
         check_sinks(config)
     monkeypatch.undo()
-    monkeypatch.setattr("dist_trainer.dashboard.find_spec", lambda name: object())
+    monkeypatch.setattr("dist_trainer.board.dashboard.find_spec", lambda name: object())
     check_sinks(config)

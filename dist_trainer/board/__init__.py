@@ -1,0 +1,1 @@
+"""What a person watches: the board, and the sinks behind it."""
