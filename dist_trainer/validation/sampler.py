@@ -40,7 +40,7 @@ from shards.source import part
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
 
-_NOISE, _INSIDE = 301, 302  # apart from the streams that training draws
+_NOISE, _INSIDE = 201, 202  # apart from the streams that training draws
 # What of the block the videos depend on; prompts and files are in the name of the encoded ones.
 _LOOKS = {
     "negative_prompt",
