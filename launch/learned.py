@@ -15,6 +15,8 @@ from launch.lessons import clips_of
 if TYPE_CHECKING:
     import numpy as np
 
+_UNSEEN = "loss on unseen clips"
+
 
 def samples(run: Path, last: bool) -> list[np.ndarray]:
     """The sample videos, uint8 [F,H,W,3], that a run made after its last step, or before its first one.
@@ -30,11 +32,11 @@ def samples(run: Path, last: bool) -> list[np.ndarray]:
     return [read(path)[:, :, -width:] for path in files]
 
 
-def showing(videos: Sequence[np.ndarray], word: str) -> float:
-    """Share, in [0,1], of videos that are of this colour, or show this shape."""
+def showing(videos: Sequence[np.ndarray], colour: str) -> float:
+    """Share, in [0,1], of videos that show something of this colour."""
     from dist_trainer.tiny.probe import look
 
-    return sum(word in look(video) for video in videos) / len(videos)
+    return sum(look(video).colour == colour for video in videos) / len(videos)
 
 
 def overlaps(run: Path, last: bool) -> tuple[float, float]:
@@ -64,9 +66,9 @@ def table(runs: Path) -> Table:
     for column in ("run", "figure", "before", "after"):
         made.add_column(column, justify="right" if column in ("before", "after") else "left")
     for name, rows in (
-        ("lora: new colour", _new(runs / "lora", "orange")),
+        ("lora: new colour", _colour(runs / "lora", "orange")),
         ("ic_lora: edges", _edges(runs / "ic_lora")),
-        ("full_ft: new shape", _new(runs / "full_ft", "star")),
+        ("full_ft: new shape", [_losses(runs / "full_ft", _UNSEEN)]),
     ):
         for number, row in enumerate(rows):
             made.add_row("" if number else name, *row)
@@ -76,15 +78,15 @@ def table(runs: Path) -> Table:
 _Row = tuple[str, str, str]
 
 
-def _new(run: Path, word: str) -> list[_Row]:
-    shares = [showing(samples(run, last), word) for last in (False, True)]
-    return [_shares(f"videos that show {word}", *shares), _losses(run, "loss on unseen clips")]
+def _colour(run: Path, colour: str) -> list[_Row]:
+    shares = [showing(samples(run, last), colour) for last in (False, True)]
+    return [_shares(f"videos that are {colour}", *shares), _losses(run, _UNSEEN)]
 
 
 def _edges(run: Path) -> list[_Row]:
     (own, other), (own_after, other_after) = overlaps(run, False), overlaps(run, True)
     return [
-        _losses(run, "loss on unseen clips, true edges", "reference_true"),
+        _losses(run, f"{_UNSEEN}, true edges", "reference_true"),
         _losses(run, "... another clip's edges", "reference_shuffled"),
         _shares("overlap with what the edges outline", own, own_after),
         _shares("... what another video's outline", other, other_after),
