@@ -17,6 +17,8 @@ from dist_trainer.board.tensorboard import TensorBoard
 from tests.support.browser import CHROMIUM, DRIVER, Browser, browser, wait_for
 from tests.support.runs import environment, free_port, lines
 
+_MATCHED = re.compile(r"Matches \([1-9]")  # 0 until the page has the curves' names
+
 pytestmark = [
     pytest.mark.skipif(
         CHROMIUM is None or DRIVER is None,
@@ -88,7 +90,7 @@ def test_charts_gather_the_curves_of_a_group(shown: Shown) -> None:
     page = shown.tab("custom_scalars")
     cards = page.wait(
         lambda page: [
-            text for text in page.texts("tf-custom-scalar-multi-line-chart-card") if "Matches (" in text
+            text for text in page.texts("tf-custom-scalar-multi-line-chart-card") if _MATCHED.search(text)
         ]
     )
     shown.keep("charts")
