@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def test_of_a_hosts_ranks_the_first_fetches_what_they_need_before_the_others_ask
     here = threading.local()
 
     def fetch(source: str, name: str) -> Path:
+        if here.rank == 2:
+            time.sleep(0.2)
         asked.append((here.rank, name))
         return model_folder / name
 
