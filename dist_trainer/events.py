@@ -14,6 +14,7 @@ from dist_trainer.schedule import lr_at
 from dist_trainer.stop import Wish
 from dist_trainer.validation.measuring import Measuring, measured_at, open_heldout
 from dist_trainer.validation.prompts import Cases
+from dist_trainer.validation.record import forget
 from dist_trainer.validation.sampler import Sampler
 from shards.dataset.opened import Dataset
 
@@ -27,6 +28,8 @@ def open_looks(run: Begun, cases: Cases | None, held_out: Dataset | None, stack:
     Each gets the step, comes to pass on all ranks together, and returns, alike on all, what is asked of the run then.
     """
     looks: list[Look] = []
+    if run.board:
+        forget(run.folder.samples, run.start)
     if held_out:
         heldout, reader = open_heldout(run.config, held_out, run.data, run.gathering.world)
         stack.enter_context(reader)

@@ -116,6 +116,11 @@ class Requests:
             f"before the job's end, so {left}: ask for more time"
         )
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a look at the model must end for the job's end: before the first step there is nothing to save."""
+        return self._is_main and self._left_s() < (self.lead_s if self._steps_s else _MARGIN_S)
+
     def wish(self) -> Wish:
         """What this rank asks for now."""
         if self._is_main and _is_there(self._stop):

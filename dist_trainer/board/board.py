@@ -54,10 +54,10 @@ class Board:
         for sink in self._sinks:
             sink.figures(step, figures)
 
-    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
-        """Show a video uint8 [F,H,W,3], RGB, of `fps` frames per second."""
+    def video(self, name: str, gif: bytes, step: int) -> None:
+        """Show a video, as `moving.animated` makes it."""
         for sink in self._sinks:
-            sink.video(name, frames, fps, step)
+            sink.video(name, gif, step)
 
     def step(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""

@@ -5,33 +5,25 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-_LONGEST_SIDE = 512  # of the picture, in pixels; two videos side by side share it
-_MOST_FRAMES = 65
+# A byte a pixel at most or little more, as GIF has it: 4 MB a video, however large and long it is.
+_MOST_PIXELS = 320 * 320  # of a frame; two videos side by side share them
+_MOST_FRAMES = 41
 _LEAST_MS = 20  # browsers show a frame that says less for 100 ms
 _TICK_MS = 10  # a GIF counts time in these
 
 
-class Moving(NamedTuple):
-    """An animated GIF: its bytes, and its size in pixels."""
-
-    data: bytes
-    width: int
-    height: int
-
-
-def animated(frames: np.ndarray, fps: float) -> Moving:
-    """The video uint8 [F,H,W,3], RGB, of `fps` frames per second, in its own time.
+def animated(frames: np.ndarray, fps: float) -> bytes:
+    """The video uint8 [F,H,W,3], RGB, of `fps` frames per second, in its own time, as a GIF.
 
     A long or fast one loses frames, a large one is scaled down.
     """
     count, height, width = frames.shape[:3]
     every = max(1, math.ceil(count / _MOST_FRAMES), math.ceil(_LEAST_MS * fps / 1000 - 1e-6))
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    scale = min(1.0, math.sqrt(_MOST_PIXELS / (height * width)))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pictures = [Image.fromarray(frame) for frame in frames[::every]]
     if size != (width, height):
@@ -45,4 +37,4 @@ def animated(frames: np.ndarray, fps: float) -> Moving:
     pictures[0].save(
         data, "GIF", save_all=True, append_images=pictures[1:], duration=lengths, loop=0, optimize=False
     )
-    return Moving(data.getvalue(), *size)
+    return data.getvalue()

@@ -22,8 +22,8 @@ class Sink(Protocol):
     def lengths(self, name: str, values: np.ndarray) -> None:
         """How numbers int64 [N] are distributed."""
 
-    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
-        """A video uint8 [F,H,W,3], RGB, of `fps` frames per second."""
+    def video(self, name: str, gif: bytes, step: int) -> None:
+        """A video, as an animated GIF."""
 
     def settings(self, settings: Mapping[str, Setting], judged_by: tuple[str, ...]) -> None:
         """What distinguishes the run from others, and the figures by which they are compared."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dist_trainer.board.moving import animated
 from dist_trainer.board.sink import Setting
 
 # Charts of the tab Custom Scalars, by group. A name is a regular expression that a curve's name begins with.
@@ -72,12 +73,11 @@ class TensorBoard:
         if self._new:
             self._writer.add_histogram(name, values, 0)
 
-    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
+    def video(self, name: str, gif: bytes, step: int) -> None:
         """A picture that moves."""
-        moving = animated(frames, fps)
-        image = Summary.Image(
-            height=moving.height, width=moving.width, colorspace=3, encoded_image_string=moving.data
-        )
+        with Image.open(io.BytesIO(gif)) as picture:
+            width, height = picture.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         self._add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         self._writer.flush()
 

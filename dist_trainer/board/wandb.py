@@ -57,14 +57,12 @@ class Wandb:
         """A histogram."""
         self._run.log({_STEP: 0, name: self._wandb.Histogram(np_histogram=np.histogram(values, bins=64))})
 
-    def video(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
+    def video(self, name: str, gif: bytes, step: int) -> None:
         """A video, if the config wants them there."""
         if self._videos:
-            from dist_trainer.board.moving import animated
-
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "video.gif"
-                path.write_bytes(animated(frames, fps).data)
+                path.write_bytes(gif)
                 # It is copied at once.
                 self._run.log({_STEP: step, name: self._wandb.Video(str(path), format="gif")})
 

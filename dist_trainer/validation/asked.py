@@ -13,6 +13,7 @@ def asked(requests: Requests, device: torch.device) -> Wish:
 
     One reduction: 512 ranks ask many times a minute.
     """
-    wish = torch.tensor(int(requests.wish()), device=device)
+    own = max(requests.wish(), Wish.COME_BACK if requests.is_late else Wish.NONE)
+    wish = torch.tensor(int(own), device=device)
     torch_dist.all_reduce(wish, torch_dist.ReduceOp.MAX)
     return Wish(int(wish))

@@ -45,7 +45,8 @@ def with_room(vae: AutoencoderKLLTXVideo, work: Callable[[], T]) -> T:
     try:
         return work()
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+        pass  # what was made so far is let go of with the error
+    torch.cuda.empty_cache()
     vae.enable_tiling()
     vae.use_framewise_decoding = vae.use_framewise_encoding = True
     return work()

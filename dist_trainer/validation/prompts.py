@@ -1,7 +1,7 @@
 """Prompts, first frames and references of the sample videos, encoded once at a run's start by rank 0.
 
-They lie in RUN/validation/<hash>.safetensors, where the ranks that make the videos, and a later start of the run, find
-them.
+They lie in RUN/validation/<hash>.safetensors, and references as they are shown in <hash>_01.mp4, where the ranks that
+make the videos, and a later start of the run, find them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,8 @@ from dist_trainer.dist import Gathering
 from dist_trainer.rundir import RunFolder
 from dist_trainer.validation.decode import with_room
 from dist_trainer.validation.request import PARTS, Request, check, request
+from dist_trainer.validation.scheduler import read_scheduler
+from dist_trainer.validation.show import sweep, write
 from dist_trainer.watch import progress
 from shards.atomic import replacing
 from shards.errors import InputError
@@ -64,32 +67,46 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """The sample videos that are wanted, and the file with all that they are made from."""
+    """The sample videos that are wanted, the file with all that they are made from, and the scheduler's config.
+
+    `model`: where this host has the folder vae/; None on a rank that makes no videos.
+    """
 
     wanted: Request
     path: Path
+    scheduler: Mapping[str, Any]
+    model: Path | None
+
+
+def shown(path: Path, prompt: int) -> Path:
+    """The reference of a prompt as it is shown, beside the file `path` of cases."""
+    return path.with_name(f"{path.stem}_{prompt + 1:02d}.mp4")
 
 
 def encode_cases(config: RunConfig, data: Data, folder: RunFolder, gathering: Gathering) -> Cases | None:
     """What the sample videos of a run are made from, on every rank; rank 0 writes it, unless it is there.
 
-    None where none are wanted. Raises InputError for sizes, models and files that cannot be used; where rank 0 alone
+    None where none are wanted. Raises InputError for sizes, models and files that cannot be used; where one rank alone
     sees that, the others raise MissingRanks.
     """
     patch, world = data.feeding.recipe.patch, gathering.world
-    wanted, name = request(config, data.dataset, patch), ""
+    wanted, found = request(config, data.dataset, patch), ""
     if wanted is None:
         return None
     progress.doing("encoding the prompts of the sample videos")
     if world.is_main:
         check(config, data.dataset, patch)
         identity = json.dumps(_identity(config, wanted), sort_keys=True)
+        scheduler = read_scheduler(part(config.model.model_source, "scheduler"))
         name = f"{xxhash.xxh3_64_hexdigest(identity.encode())}.safetensors"
         path = folder.prompts / name
-        if not _is_whole(path, len(config.validation.prompts)):
-            _write(path, _encoded(config, wanted, world.device))
-    name = gathering.share("prompts of the sample videos", name, max(ENCODING_S, gathering.timeout_s))
-    return Cases(wanted, folder.prompts / name)
+        if not _is_whole(path, config, wanted):
+            _write(path, config, wanted, _encoded(config, wanted, world.device))
+        found = json.dumps([name, scheduler])
+    limit = max(ENCODING_S, gathering.timeout_s)
+    name, scheduler = json.loads(gathering.share("prompts of the sample videos", found, limit))
+    model = _model_here(config.model.model_source, world.rank < len(wanted.videos), limit, gathering)
+    return Cases(wanted, folder.prompts / name, scheduler, model)
 
 
 def read_case(path: Path, prompt: int) -> Case:
@@ -102,16 +119,31 @@ def read_case(path: Path, prompt: int) -> Case:
     return Case(found["text"], negative, found.get("first"), found.get("reference"))
 
 
-def reference_frames(config: RunConfig, wanted: Request, prompt: int, size: tuple[int, int]) -> Any:
-    """The frames of a prompt's reference, uint8 [F',height,width,3] of `size` (height, width).
+def _model_here(source: str, makes_videos: bool, limit: float, gathering: Gathering) -> Path | None:
+    """Where this host has the folder vae/ of a model, for a rank that makes videos.
 
-    Raises ClipError where its file cannot be read.
+    One of the hub is fetched by the first rank of each host, before the others ask, and before training: a look at the
+    model would keep all ranks waiting.
     """
+    if makes_videos and gathering.world.local_rank == 0:
+        part(source, "vae")
+    gathering.meet("VAE of the sample videos", limit)
+    return part(source, "vae").parent if makes_videos else None
+
+
+def _reference(config: RunConfig, wanted: Request, prompt: int, size: tuple[int, int]) -> np.ndarray:
+    """The frames of a prompt's reference, uint8 [F',height,width,3] of `size` (height, width)."""
     assert config.validation.reference_videos is not None
     assert wanted.reference_size is not None
+    return _clip(prompt, config.validation.reference_videos[prompt], wanted.reference_size[0], size)
+
+
+def _clip(prompt: int, file: str, frames: int, size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    path = Path(config.validation.reference_videos[prompt])
-    return read_clip(path, wanted.reference_size[0], cover(width, height))
+    try:
+        return read_clip(Path(file), frames, cover(width, height))
+    except ClipError as error:
+        raise InputError(f"validation.prompts.{prompt}: {error}") from error
 
 
 def _encoded(config: RunConfig, wanted: Request, device: torch.device) -> dict[str, Tensor]:
@@ -149,19 +181,14 @@ def _pictures(config: RunConfig, wanted: Request, device: torch.device) -> Itera
     """Latents of first frames and references by name."""
     settings = config.validation
     vae = load_vae(config.model.model_source, choose_dtype("auto", device)).to(device)
-    _, height, width = wanted.size
     for number in range(len(settings.prompts)):
         progress.moved()
         clips = {}
-        try:
-            if settings.images is not None:
-                path = Path(settings.images[number])
-                clips[f"first.{number}"] = read_clip(path, 1, cover(width, height)), _FIRST
-            if wanted.reference_size is not None:
-                size = wanted.reference_size[1:]
-                clips[f"reference.{number}"] = reference_frames(config, wanted, number, size), _REFERENCE
-        except ClipError as error:
-            raise InputError(f"validation.prompts.{number}: {error}") from error
+        if settings.images is not None:
+            clips[f"first.{number}"] = _clip(number, settings.images[number], 1, wanted.size[1:]), _FIRST
+        if wanted.reference_size is not None:
+            frames = _reference(config, wanted, number, wanted.reference_size[1:])
+            clips[f"reference.{number}"] = frames, _REFERENCE
         for name, (frames, purpose) in clips.items():
             noise = torch.Generator().manual_seed(int(mix(settings.seed, number, purpose)))
             yield name, with_room(vae, partial(encode_clips, vae, [frames], [noise]))[0]
@@ -204,19 +231,26 @@ def _state(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
-def _is_whole(path: Path, prompts: int) -> bool:
-    """Whether the file is there and can be read to its end."""
+def _is_whole(path: Path, config: RunConfig, wanted: Request) -> bool:
+    """Whether the file is there and can be read to its end, and references to be shown are there."""
+    prompts = range(len(config.validation.prompts))
     try:
-        for prompt in range(prompts):
+        for prompt in prompts:
             read_case(path, prompt)
     except (OSError, SafetensorError, KeyError):
         return False
-    return True
+    return wanted.reference is None or all(shown(path, prompt).is_file() for prompt in prompts)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, config: RunConfig, wanted: Request, tensors: Mapping[str, Tensor]) -> None:
+    """Keep what was encoded, the references first: they may lie where no other host, and no later start, reads them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        for prompt in range(len(config.validation.prompts)) if wanted.reference else ():
+            progress.moved()
+            frames = _reference(config, wanted, prompt, wanted.size[1:])
+            write(shown(path, prompt), frames, config.validation.frame_rate)
         with replacing(path) as file:
             file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     except PermissionError as error:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_trainer.config import RunConfig
+from dist_trainer.validation.scheduler import read_scheduler
 from dist_trainer.validation.videos import Video, videos
 from shards.dataset.manifest import Manifest
 from shards.dataset.opened import Dataset
@@ -158,7 +159,7 @@ def _shrink(manifest: Manifest) -> _Shrink:
 
 
 def _check_model(config: RunConfig) -> None:
-    """Raise InputError where a model on this file system lacks what makes videos of prompts."""
+    """Raise InputError where a model on this file system lacks what makes videos of prompts, or has another one."""
     place = Path(config.model.model_source).expanduser()
     lacking = [name for name in PARTS if not (place / name).is_dir()] if place.exists() else []
     if lacking:
@@ -166,6 +167,8 @@ def _check_model(config: RunConfig) -> None:
             f"validation.prompts: model.model_source {place} has no {lacking[0]}/, which sample videos need; give a "
             "model folder as diffusers writes it, or set validation.interval to null"
         )
+    if place.exists():
+        read_scheduler(place / "scheduler")
 
 
 def _wrong_files(config: RunConfig, reference_frames: int) -> Iterator[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import xxhash
@@ -23,10 +23,10 @@ from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.decode import decode
 from dist_trainer.validation.denoise import Inputs, Sampling, denoising
-from dist_trainer.validation.prompts import Cases, read_case, reference_frames
+from dist_trainer.validation.prompts import Cases, read_case, shown
 from dist_trainer.validation.record import begin, complete
 from dist_trainer.validation.request import is_due
-from dist_trainer.validation.show import beside, read, write
+from dist_trainer.validation.show import beside, moving, read, write_shown
 from dist_trainer.validation.videos import Video, share
 from dist_trainer.watch import progress
 from shards.errors import InputError
@@ -35,7 +35,6 @@ from shards.prepare.encode.encoders import choose_dtype
 from shards.prepare.encode.models import load_vae
 from shards.prepare.encode.vae import vae_scale
 from shards.prepare.media.clip_error import ClipError
-from shards.source import part
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
@@ -74,13 +73,13 @@ class Sampler:
         world, began, begun = self.run.gathering.world, time.perf_counter(), ""
         if world.is_main:
             names = [video.name for video in self.cases.wanted.videos]
-            begun = json.dumps(begin(self._place(step), self._request, names, step != self.run.start))
+            begun = json.dumps(begin(self._place(step), self._request, names))
         todo = json.loads(self.run.gathering.share("validation: begin", begun))
         if todo is None:
             return Wish.NONE
         failed: dict[str, str] = {}
         with self.run.ema.shown() if self.run.ema else nullcontext(), self.run.engine.evaluating():
-            for name in share(todo, world.size, world.rank):
+            for name in self._own(todo, failed):
                 wish = self._round(step, name, failed)
                 if wish >= Wish.COME_BACK:
                     why = self.run.requests.reason(wish)
@@ -90,6 +89,18 @@ class Sampler:
         if world.is_main:
             self._finish(step, {name: why for one in told for name, why in json.loads(one).items()}, began)
         return Wish.NONE
+
+    def _own(self, todo: Sequence[str], failed: dict[str, str]) -> list[str | None]:
+        """The files that this rank makes, round after round; none where it cannot load the VAE."""
+        world = self.run.gathering.world
+        own = share(todo, world.size, world.rank)
+        try:
+            if any(own):
+                _ = self._vae
+        except Exception as error:
+            failed |= {name: _reason(error) for name in own if name}
+            return [None] * len(own)
+        return own
 
     def _round(self, step: int, name: str | None, failed: dict[str, str]) -> Wish:
         """Make the video of this name, or keep step with ranks that make one; the greatest wish of all ranks.
@@ -146,28 +157,27 @@ class Sampler:
         seed = int(mix(_INSIDE, settings.seed, video.prompt, video.copy)) >> 1
         frames = decode(self._vae, latents, device, seed)
         if self.cases.wanted.reference is not None:
-            shown = reference_frames(
-                self.run.config, self.cases.wanted, video.prompt, self.cases.wanted.size[1:]
-            )
-            frames = beside(shown, frames)
-        write(self._place(step) / video.name, frames, settings.frame_rate)
+            frames = beside(read(shown(self.cases.path, video.prompt)), frames)
+        write_shown(self._place(step) / video.name, frames, settings.frame_rate)
 
     def _finish(self, step: int, failed: dict[str, str], began: float) -> None:
         """Rank 0: show the videos, say what failed, and note that all is done."""
         place, settings, board = self._place(step), self.run.config.validation, self.run.board
         made = [video for video in self.cases.wanted.videos if video.name not in failed]
-        for name, why in sorted(failed.items()):
+        for why in sorted(set(failed.values())):
+            name, *others = sorted(name for name in failed if failed[name] == why)
             prompt = settings.prompts[self._video(name).prompt]
-            self._say(f"validation after step {step}: no {place / name} of prompt {prompt!r}: {why}")
+            more = f", and {len(others)} more" if others else ""
+            self._say(f"validation after step {step}: no {place / name} of prompt {prompt!r}{more}: {why}")
         if board:
             for video in made:
                 progress.moved()
                 try:
-                    frames = read(place / video.name)
-                except (OSError, ClipError) as error:
+                    gif = moving(place / video.name).read_bytes()
+                except OSError as error:
                     self._say(f"validation after step {step}: not shown: {error}")
                     continue
-                board.video(f"validation/{Path(video.name).stem}", frames, settings.frame_rate, step)
+                board.video(f"validation/{Path(video.name).stem}", gif, step)
             seconds = time.perf_counter() - began
             board.figures(step, {"time/validation_s": seconds, "validation/failed": float(len(failed))})
         complete(place, self._request, {video.name: settings.prompts[video.prompt] for video in made}, failed)
@@ -209,14 +219,15 @@ class Sampler:
 
     @cached_property
     def _sampling(self) -> Sampling:
-        settings, place = self.run.config.validation, part(self.run.config.model.model_source, "scheduler")
-        scheduler: dict[str, Any] = json.loads((place / "scheduler_config.json").read_text(encoding="utf-8"))
-        return Sampling(settings.inference_steps, settings.guidance_scale, settings.frame_rate, scheduler)
+        settings = self.run.config.validation
+        steps, guidance, fps = settings.inference_steps, settings.guidance_scale, settings.frame_rate
+        return Sampling(steps, guidance, fps, self.cases.scheduler)
 
     @cached_property
     def _vae(self) -> AutoencoderKLLTXVideo:
         """On the CPU; only ranks that make videos load it. Raises InputError where it is not the dataset's."""
-        source, dataset = self.run.config.model.model_source, self.run.data.dataset
+        source, dataset = self.cases.model, self.run.data.dataset
+        assert source is not None, "only ranks that make videos load it"
         vae = load_vae(source, choose_dtype("auto", self.run.gathering.world.device))
         if vae_scale(vae) != dataset.info.scale:
             raise InputError(

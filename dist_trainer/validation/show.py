@@ -1,13 +1,15 @@
-"""Sample videos as files: written whole or not at all, references beside them, and read again for the board."""
+"""Sample videos as files: written whole or not at all, references beside them, and what a board shows of them."""
 
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from shards.atomic import place
+from dist_trainer.board.moving import animated
+from shards.atomic import place, replacing
 from shards.prepare.media.video import timed_pictures, write_clip
 
 
@@ -31,6 +33,26 @@ def write(path: Path, frames: np.ndarray, fps: float) -> None:
         place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def moving(path: Path) -> Path:
+    """Where the GIF of a sample video lies, which boards show."""
+    return path.with_suffix(".gif")
+
+
+def write_shown(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write the video `path` as `write` does, its GIF before it: where the video is, both are. Raises as `write`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(moving(path)) as file:
+        file.write(animated(frames, fps))
+    write(path, frames, fps)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the half-written files that a kill left in a folder, in which nobody writes now."""
+    for leftover in folder.glob(".*"):
+        with suppress(OSError):  # NFS keeps such names of its own
+            leftover.unlink()
 
 
 def read(path: Path) -> np.ndarray:

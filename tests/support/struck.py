@@ -19,7 +19,7 @@ from tests.support.forked import Ended, launch
 
 # At a step's begin, before a forward pass, before a step's update, before and after this rank's file of a checkpoint,
 # before a checkpoint gets its name, when a sample video's next denoising step is begun and when it is decoded, before
-# the export, before the exit code 85.
+# the VAE for that is loaded, before the export, before the exit code 85.
 MOMENTS = {
     "step": ("dist_trainer.loop", "StepSums"),
     "forward": ("dist_trainer.model.engine", "Engine.forward"),
@@ -29,6 +29,7 @@ MOMENTS = {
     "name": ("dist_trainer.checkpoints.saving", "_complete"),
     "denoised": ("dist_trainer.validation.sampler", "asked"),
     "decode": ("dist_trainer.validation.sampler", "decode"),
+    "vae": ("dist_trainer.validation.sampler", "load_vae"),
     "export": ("dist_trainer.run", "export_end"),
     "leave": ("dist_trainer.train", "_come_back"),
 }

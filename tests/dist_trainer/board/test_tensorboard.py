@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
+from dist_trainer.board.moving import animated
 from dist_trainer.board.tensorboard import _CHARTS, TensorBoard
 from tests.support.curves import curve, events, texts
 
@@ -79,7 +80,7 @@ def test_a_video_moves(tmp_path: Path) -> None:
     frames = np.zeros((4, 8, 16, 3), np.uint8)
     frames[2:] = 255
     sink = TensorBoard(tmp_path, 0)
-    sink.video("samples/a", frames, fps=10, step=3)
+    sink.video("samples/a", animated(frames, 10), step=3)
     sink.close()
     [image] = events(tmp_path).Images("samples/a")
     assert (image.step, image.width, image.height) == (3, 16, 8)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as torch_dist
 from diffusers import LTXPipeline
 from torch import Tensor
 
 from dist_trainer.build import Data, build_data
 from dist_trainer.config import RunConfig, load
+from dist_trainer.dist import Gathering
 from dist_trainer.feed.data import run_state
 from dist_trainer.rundir import RunFolder
-from dist_trainer.validation.prompts import Cases, encode_cases, read_case
+from dist_trainer.validation import prompts
+from dist_trainer.validation.prompts import Cases, encode_cases, read_case, shown
+from dist_trainer.validation.show import read
 from dist_trainer.world import World
 from shards.errors import InputError
 from shards.geometry import Scale
 from shards.prepare.encode.models import load_vae
 from shards.prepare.media.video import read_clip, write_clip
 from tests.support.datasets import write_dataset
-from tests.support.gatherings import in_memory
+from tests.support.gatherings import at_once, in_memory
 from tests.support.runs import lora_blocks, tiny_config, write_config
 
 PROMPTS = ["a red square moves left", "a blue circle"]
@@ -66,7 +72,8 @@ class Bench:
         return found
 
     def kept(self) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (self.root / "run" / "validation").iterdir()}
+        folder = self.root / "run" / "validation"
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
 @pytest.fixture
@@ -109,6 +116,9 @@ def test_pictures_and_references_are_latents_as_the_vae_makes_them(bench: Bench,
             mean = (posterior.mean[0] - vae.latents_mean.view(-1, 1, 1, 1)) / spread
             # A sample of the posterior: five of its deviations leave room for rounding too.
             assert ((latents.float() - mean).abs() < 5 * posterior.std[0] / spread + 0.02).all()
+        # As it is shown beside videos, for the ranks that do not see its file.
+        kept = read(shown(path, number)).astype(int)
+        assert np.abs(kept - read_clip(bench.root / f"{number}.mp4", FRAMES)).mean() < 10
 
 
 def test_no_negative_prompt_is_encoded_where_nothing_steers_away(bench: Bench) -> None:
@@ -131,12 +141,52 @@ def test_what_is_encoded_is_kept_until_something_it_depends_on_changes(bench: Be
     assert len(bench.kept()) == len(before) + 1
 
 
-def test_a_file_that_was_cut_is_written_again(bench: Bench) -> None:
+def test_a_file_that_was_cut_or_is_gone_is_written_again(bench: Bench) -> None:
     path = bench.encoded().path
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
+    (path.parent / ".01234567.mp4").touch()  # of a kill
     assert bench.encoded().path == path
     assert path.read_bytes() == whole
+    shown(path, 1).unlink()
+    bench.encoded()
+    assert {file.name for file in path.parent.iterdir()} == {
+        path.name,
+        *(shown(path, n).name for n in (0, 1)),
+    }
+
+
+def test_of_a_hosts_ranks_the_first_fetches_what_they_need_before_the_others_ask(
+    bench: Bench, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three hosts of two ranks each, and four videos; rank 0 alone encodes, and tells of the scheduler."""
+    asked: list[tuple[int, str]] = []
+    here = threading.local()
+
+    def fetch(source: str, name: str) -> Path:
+        if here.rank == 2:
+            time.sleep(0.2)
+        asked.append((here.rank, name))
+        return model_folder / name
+
+    monkeypatch.setattr(prompts, "part", fetch)
+    config, store = bench.config(videos_per_prompt=2), torch_dist.HashStore()
+    data = bench.data(config)
+
+    def encode(gathering: Gathering) -> Cases | None:
+        here.rank = gathering.world.rank
+        return encode_cases(config, data, RunFolder(bench.root / "run"), gathering)
+
+    made = at_once(encode, [Gathering(World(rank, 6, rank % 2), store, 20) for rank in range(6)])
+    assert all(isinstance(cases, Cases) for cases in made), made
+    assert [cases.model for cases in made] == [model_folder] * 4 + [None] * 2
+    assert {cases.scheduler["_class_name"] for cases in made} == {"FlowMatchEulerDiscreteScheduler"}
+    assert {rank for rank, name in asked if name != "vae"} == {0}
+    of_vae = [rank for rank, name in asked if name == "vae"]
+    assert set(of_vae) == {0, 1, 2, 3}
+    assert of_vae.index(0) < of_vae.index(1)
+    assert of_vae.index(2) < of_vae.index(1)
+    assert of_vae.index(2) < of_vae.index(3)
 
 
 def test_a_reference_that_breaks_off_is_named(bench: Bench) -> None:

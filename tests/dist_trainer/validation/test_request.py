@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_trainer.config import RunConfig
-from dist_trainer.validation.request import check, check_files, is_due, request
+from dist_trainer.validation.request import PARTS, check, check_files, is_due, request
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.geometry import Grid, Patch, Scale
@@ -178,3 +178,23 @@ def test_a_model_without_a_text_encoder_is_named(tmp_path: Path) -> None:
     (bare / "transformer").mkdir(parents=True)
     with pytest.raises(InputError, match=r"bare has no text_encoder/, .* set validation.interval to null"):
         check(config(bare), dataset(tmp_path), PATCH)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"_class_name": "DDIMScheduler"}', "_class_name 'DDIMScheduler' is not FlowMatchEulerDiscrete"),
+        ("[]", "_class_name None is not FlowMatchEulerDiscreteScheduler, which sample videos need; give a "),
+        ("{", "not a scheduler's config: "),
+        (None, "not a scheduler's config: "),
+    ],
+)
+def test_a_model_with_another_scheduler_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    for part in PARTS:
+        (tmp_path / "model" / part).mkdir(parents=True)
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        check_files(config(tmp_path / "model"))
+    assert str(caught.value).startswith(f"model.model_source: {path}: {said}")

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_trainer.stop import COME_BACK_CODE
+from dist_trainer.validation.record import complete
 from dist_trainer.validation.show import read
 from shards.geometry import Scale
 from shards.prepare.media.video import write_clip
@@ -203,6 +204,10 @@ def test_a_stop_in_a_validation_saves_and_the_run_that_comes_back_makes_the_miss
     assert list(runs.samples("stopped", 2)) == NAMES[:2]
     assert not runs.record("stopped", 2)["complete"]
     encoded = {path: path.stat().st_mtime_ns for path in (folder / "validation").iterdir()}
+    # Of a launch that got further, and whose last checkpoints are lost.
+    further = folder / "samples" / "step_000004"
+    further.mkdir()
+    complete(further, "another", {}, {})
 
     again = train(2, config, logs=runs.root / "logs_stopped_again", timeout_s=300)
     assert f"validation after step 2: 3 sample videos in {place}\n" in again.stdout[0]
@@ -227,15 +232,19 @@ def test_a_stop_in_the_last_validation_leaves_the_end_to_the_run_that_comes_back
 
 
 def test_a_video_that_fails_on_one_rank_is_reported_and_the_run_goes_on(runs: Runs) -> None:
+    """And a VAE that cannot be loaded is not loaded again for this rank's next video, but for the next validation."""
     config = runs.config("failing", validation={**VIDEOS, "interval": 100}, optimization={"steps": 1})
-    ended = strike(2, config, [Strike(1, "decode", 1, "NO MEMORY")], runs.root / "logs_failing")
+    strikes = [Strike(0, "vae", 1, "NO MEMORY"), Strike(1, "decode", 2, "NO MEMORY")]
+    ended = strike(2, config, strikes, runs.root / "logs_failing")
     assert ended.codes == [0, 0], str(ended)
-    path = runs.root / "failing" / "samples" / "step_000000" / NAMES[1]
-    told = f"no {path} of prompt {PROMPTS[1]!r}: OutOfMemoryError: no memory is left"
-    assert f"validation after step 0: {told}\n" in ended.stdout[0]
-    assert list(runs.samples("failing", 0)) == [NAMES[0], NAMES[2]]
-    assert runs.record("failing", 0)["failed"] == {NAMES[1]: "OutOfMemoryError: no memory is left"}
-    assert list(runs.samples("failing", 1)) == NAMES
+    why = "OutOfMemoryError: no memory is left"
+    for step, names, more in ((0, [NAMES[0], NAMES[2]], ", and 1 more"), (1, [NAMES[1]], "")):
+        path = runs.root / "failing" / "samples" / f"step_{step:06d}" / names[0]
+        told = f"no {path} of prompt {PROMPTS[NAMES.index(names[0])]!r}{more}: {why}"
+        assert f"validation after step {step}: {told}\n" in ended.stdout[0]
+        assert list(runs.samples("failing", step)) == [name for name in NAMES if name not in names]
+        assert runs.record("failing", step)["failed"] == dict.fromkeys(names, why)
+    assert ended.stdout[0].count(why) == 2
 
 
 @pytest.mark.parametrize(("stage", "code"), [(3, 2), (2, 0)])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dist_trainer.validation.show import beside, read, write
+from dist_trainer.validation.show import beside, moving, read, sweep, write, write_shown
 
 
 def numbered(count: int, first: int = 0) -> np.ndarray:
@@ -37,6 +38,25 @@ def test_what_is_written_is_read_again_and_leaves_nothing_else(tmp_path: Path, n
     assert found.shape == frames.shape
     assert np.abs(found.astype(int) - frames).max() <= 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+def test_a_video_has_a_gif_beside_it_which_is_there_before_it(tmp_path: Path) -> None:
+    write_shown(tmp_path / "a.mp4", numbered(9), 12.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "a.mp4"]
+    with Image.open(moving(tmp_path / "a.mp4")) as picture:
+        assert (picture.format, picture.n_frames) == ("GIF", 9)
+    (tmp_path / "b.gif").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_shown(tmp_path / "b.mp4", numbered(9), 12.5)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_sweep_takes_what_is_half_written_alone(tmp_path: Path) -> None:
+    for name in (".01234567.mp4", ".a.gif.01234567.tmp", "a.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / ".kept").mkdir()  # as what a file system does not let go of
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "a.mp4"]
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
