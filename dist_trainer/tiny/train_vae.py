@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="dist_trainer.tiny.train_vae", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the pipeline goes")
     parser.add_argument("--start", type=Path, help="a pipeline whose VAE to go on from")
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args(arguments)

@@ -40,7 +40,7 @@ def learned(runs: Path, folder: Path) -> None:
         frames = np.concatenate(_apart([np.concatenate(_apart(row, 2), axis=2) for row in rows], 1), axis=1)
         for axis in (1, 2):
             frames = frames.repeat(_ENLARGED, axis=axis)
-        (folder / f"{mode}.gif").write_bytes(animated(frames, FPS).data)
+        (folder / f"{mode}.gif").write_bytes(animated(frames, FPS))
 
 
 def charts(runs: Path, folder: Path) -> None:

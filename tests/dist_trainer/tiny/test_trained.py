@@ -26,9 +26,9 @@ def test_the_folder_is_small() -> None:
 def test_the_vae_reconstructs_clips_it_has_not_seen(pipeline: LTXPipeline) -> None:
     clips = [draw(scene) for scene in scenes(12, UNSEEN, pictures=0)]
     new = [draw(scene) for scene in scenes(4, UNSEEN, tuple(NEW_COLOURS), NEW_SHAPES, pictures=0)]
-    assert psnr(pipeline.vae, clips) >= 25
-    assert psnr(pipeline.vae, new) >= 25
-    assert psnr(pipeline.vae, [edges(clip) for clip in clips[:4]]) >= 14
+    assert psnr(pipeline.vae, clips) >= 30
+    assert psnr(pipeline.vae, new) >= 28
+    assert psnr(pipeline.vae, [edges(clip) for clip in clips[:4]]) >= 15
 
 
 def test_generated_clips_show_what_their_captions_say(pipeline: LTXPipeline) -> None:
@@ -37,6 +37,6 @@ def test_generated_clips_show_what_their_captions_say(pipeline: LTXPipeline) -> 
     found = share_right(clips, prompts)
     assert found["colour"] >= 0.9, found
     assert found["move"] >= 0.9, found
-    assert found["shape"] >= 0.6, found
+    assert found["shape"] >= 0.9, found
     # Against the captions of other clips: the figures are not the probe's kindness.
     assert share_right(clips, prompts[5:] + prompts[:5])["all"] <= 0.1
