@@ -9,7 +9,7 @@ from typing import Any
 from dist_trainer.config import RunConfig
 from dist_trainer.feed.holdout import check_apart, split
 from dist_trainer.model.family import FAMILIES, read_config
-from dist_trainer.model.ltx.shape import Shape
+from dist_trainer.model.shape import Shape
 from dist_trainer.rundir import RunState
 from dist_trainer.version import __version__
 from dist_trainer.world import World

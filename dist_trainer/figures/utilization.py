@@ -11,7 +11,7 @@ import torch
 
 from dist_trainer.config import RunConfig
 from dist_trainer.model.family import FAMILIES
-from dist_trainer.model.ltx.flops import Flops
+from dist_trainer.model.flops import Flops
 from dist_trainer.world import World
 
 # Dense bf16 products summed in float32, TFLOP/s, by what the device's name has in it; the first that fits counts.

@@ -17,29 +17,13 @@ no work that training needs, and is told apart.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from dist_trainer.model.flops import Flops
 
 _FEED_FORWARD = 4  # its inner width over the model's
 _TEXT_SIDE = (".attn2.to_k.", ".attn2.to_v.", "caption_projection.")
 _ONCE = ("time_embed.",)  # seen by a pack's timesteps, not by its tokens
-
-
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs by sample: `token` * L + `text` * T + `pair` * L^2 + `cross` * L * T."""
-
-    token: float
-    text: float
-    pair: float
-    cross: float
-
-    def __call__(self, tokens: np.ndarray, text_tokens: np.ndarray) -> np.ndarray:
-        """FLOPs float64 [B] of samples of `tokens` int64 [B], reference tokens counted, and `text_tokens` [B]."""
-        length, text = tokens.astype(np.float64), text_tokens.astype(np.float64)
-        return self.token * length + self.text * text + self.pair * length**2 + self.cross * length * text
 
 
 def forward(config: Mapping[str, Any]) -> Flops:

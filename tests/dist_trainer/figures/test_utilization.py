@@ -9,7 +9,8 @@ import pytest
 from dist_trainer.config import RunConfig
 from dist_trainer.figures.utilization import Utilization, known_peak, utilization
 from dist_trainer.model.family import read_config
-from dist_trainer.model.ltx.flops import Flops, forward, training
+from dist_trainer.model.flops import Flops
+from dist_trainer.model.ltx.flops import forward, training
 from dist_trainer.world import World
 
 NEEDED, AGAIN = Flops(6.0, 3.0, 2.0, 1.0), Flops(2.0, 1.0, 1.0, 0.0)

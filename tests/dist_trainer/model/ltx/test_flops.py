@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_trainer.model import ltx
 from dist_trainer.model.attention import Lengths
+from dist_trainer.model.flops import Flops
 from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.ltx.flops import forward, training
 
@@ -55,7 +56,7 @@ def counted(model: Any, backward: bool) -> int:
     return counter.get_total_flops()
 
 
-def told(flops: ltx.flops.Flops) -> float:
+def told(flops: Flops) -> float:
     return float(flops(np.array(LENGTHS), np.array(TEXTS)).sum())
 
 
