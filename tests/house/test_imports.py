@@ -103,6 +103,7 @@ def test_there_are_no_import_circles() -> None:
         "dist_trainer.model.weights",
         "dist_trainer.provenance",
         "dist_trainer.schedule",
+        "dist_trainer.validation.cost",
         "dist_trainer.validation.request",
         "dist_trainer.cli",
         "shards.cli",
