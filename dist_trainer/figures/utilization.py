@@ -80,7 +80,9 @@ def utilization(
         return None
     flops = FAMILIES[transformer["_class_name"]].flops
     adapters = shapes if config.model.training_mode == "lora" else None
-    again = flops.forward(transformer) if config.optimization.enable_gradient_checkpointing else None
+    again = None
+    if config.optimization.enable_gradient_checkpointing:
+        again = flops.forward(transformer, adapters)
     return Utilization(flops.training(transformer, adapters), again, peak * 1e12 * world.size)
 
 

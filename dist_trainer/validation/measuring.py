@@ -10,6 +10,7 @@ from dist_trainer.build import Data, dtype_of, open_reader
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.feed.holdout import chosen
+from dist_trainer.figures.metrics import forget_peak
 from dist_trainer.rundir import RunFolder, records
 from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
@@ -62,6 +63,7 @@ class Measuring:
             self.run.board.figures(step, {**found, "time/heldout_s": time.perf_counter() - began})
             if LOSS in found:
                 print(f"step {step}: held-out loss {found[LOSS]:.4f}", flush=True)
+        forget_peak()
         return Wish.NONE
 
 

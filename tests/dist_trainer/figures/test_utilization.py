@@ -67,3 +67,6 @@ def test_what_is_counted_follows_what_is_trained_and_recomputed(model_folder: Pa
     )
     found = utilization(full, transformer, {"proj_out.weight": (8, 64)}, World(0, 1, 0))
     assert found == Utilization(training(transformer, None), forward(transformer), 1e12)
+    lora = config(**peak, optimization={"enable_gradient_checkpointing": True})
+    found = utilization(lora, transformer, ADAPTERS, World(0, 1, 0))
+    assert found == Utilization(training(transformer, ADAPTERS), forward(transformer, ADAPTERS), 1e12)

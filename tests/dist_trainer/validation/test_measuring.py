@@ -6,15 +6,19 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_trainer.config import load
+from dist_trainer.begun import Begun
+from dist_trainer.config import RunConfig, load
 from dist_trainer.feed.data import open_parts
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
+from dist_trainer.validation.heldout import Heldout
+from dist_trainer.validation.measuring import Measuring
 from dist_trainer.validation.rounds import SIGMAS
 from shards.dataset.opened import Dataset
 from tests.support.audit import assert_same_run, master_weights
@@ -150,3 +154,17 @@ def test_what_was_measured_is_not_measured_again(runs: Runs) -> None:
     assert f"resuming after step {SAVED}" in runs.printed["resumed_2"]
     said = [line for line in runs.printed["resumed_2"].splitlines() if ": held-out loss" in line]
     assert [line.partition(":")[0] for line in said] == [f"step {STEPS}"]
+
+
+def test_the_peak_of_memory_begins_anew_after_a_measurement_and_no_other_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forgotten: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: forgotten.append(True))
+    blocks = {"data": {"preprocessed_data_root": "d"}, "lora": {}}
+    config = RunConfig.model_validate({**blocks, "validation": {"holdout": 0.1, "holdout_interval": 3}})
+    run = SimpleNamespace(config=config, engine=None, ema=None, board=None)
+    heldout = SimpleNamespace(figures=lambda *_: {"heldout/loss": 1.0})
+    measuring = Measuring(cast("Begun", run), cast("Heldout", heldout), None)
+    assert [(measuring.at(step), len(forgotten))[1] for step in range(1, 7)] == [0, 0, 1, 1, 1, 2]
