@@ -16,6 +16,7 @@ from dist_trainer.rundir import RunState
 from dist_trainer.version import __version__
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset, open_dataset
+from shards.doctor.survey import fitting
 from shards.errors import InputError
 from shards.pack import check_cap
 from shards.plan import Batching, Plan
@@ -150,3 +151,18 @@ def _check_fit(config: RunConfig, dataset: Dataset, shape: Shape) -> None:
                 f"{root}: conditioning.mode is reference_video, but {len(lacking)} of {len(dataset.manifest)} samples "
                 f"have no reference ({named}); encode with a reference_path column"
             )
+        _check_references(dataset)
+
+
+def _check_references(dataset: Dataset) -> None:
+    """Raise InputError for references that cannot be spread over their targets."""
+    table = dataset.manifest
+    wrong = np.zeros(len(table), bool)
+    for grids in np.moveaxis(table.references, 1, 0):
+        wrong |= grids.any(axis=1) & ~fitting(table.grid, grids)
+    if wrong.any():
+        named = ", ".join(str(key) for key in table.keys[wrong][:5])
+        raise InputError(
+            f"{dataset.root}: references of {wrong.sum()} of {len(table)} samples ({named}) are no integer fraction of "
+            f"their targets' size; `ltx-shards doctor {dataset.root} --repair` leaves those samples out"
+        )
