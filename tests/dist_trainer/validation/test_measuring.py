@@ -112,6 +112,18 @@ def test_any_number_of_ranks_measures_the_same(runs: Runs, size: int) -> None:
         assert ours == pytest.approx(theirs, rel=1e-6 if ours["step"] == 0 else 1e-4)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_losses_by_noise_level_and_length_are_of_the_samples_of_all_ranks(runs: Runs, size: int) -> None:
+    def bins(name: str) -> list[dict[str, float]]:
+        kinds = ("train/loss_sigma_", "train/loss_length_")
+        records = lines(runs.root / name / "metrics.jsonl")
+        return [{key: value for key, value in one.items() if key.startswith(kinds)} for one in records]
+
+    ours, theirs = bins(f"whole_{size}"), bins("whole_2")
+    assert min(len(one) for one in ours) >= 3
+    assert ours == [pytest.approx(one, rel=1e-4) for one in theirs]
+
+
 def test_the_figures_are_curves_that_go_on_over_a_restart(runs: Runs) -> None:
     for name in ("whole_2", "resumed_2"):
         events = EventAccumulator(
