@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dist_trainer.begun import Begun
 from dist_trainer.checkpoints.due import is_saved, save_as_asked
 from dist_trainer.exporting.run_exports import export_saved
-from dist_trainer.figures.metrics import StepMetrics, forget_peak
+from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.loop import Events
 from dist_trainer.schedule import lr_at
 from dist_trainer.stop import Wish
@@ -70,8 +70,6 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
             if (wish := look(step)) >= Wish.COME_BACK:
                 done = step == run.start or is_saved(step, run.folder, run.gathering)
                 return wish if done else save(step, wish)
-        if looks:
-            forget_peak()
         return Wish.NONE
 
     return Events(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.dataset.info import INFO_NAME
+from shards.dataset.info import INFO_NAME, Source
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.source import part
@@ -14,17 +15,25 @@ if TYPE_CHECKING:
     from dist_trainer.dist import Gathering
 
 
-def check_vae(source: str, kind: str, dataset: Dataset, gathering: Gathering) -> None:
-    """Raise InputError, alike on every rank, when another VAE than that of the model `source` encoded the dataset.
+def check_vae(source: str, kind: str, datasets: Iterable[Dataset], gathering: Gathering) -> None:
+    """Raise InputError, alike on every rank, when another VAE than that of the model `source` encoded a dataset.
 
     `kind`: class of the VAE whose latents the model takes; the dataset of another model family names another one.
     Rank 0 alone reads the weights and tells the others. Where there is nothing to compare (a model without a VAE,
     a dataset that names none) it prints a note. Raises InputError on rank 0 for a VAE that cannot be loaded.
     """
-    refusal = mismatch(source, kind, dataset) if gathering.world.is_main else ""
+    refusal = mismatches(source, kind, datasets) if gathering.world.is_main else ""
     refusal = gathering.share("VAE of the dataset", refusal)
     if refusal:
         raise InputError(refusal)
+
+
+def mismatches(source: str, kind: str, datasets: Iterable[Dataset]) -> str:
+    """The first `mismatch` of datasets; empty where there is none. Those of one VAE are compared once."""
+    distinct: dict[Source, Dataset] = {}
+    for one in datasets:
+        distinct.setdefault(one.info.vae, one)
+    return next(filter(None, (mismatch(source, kind, one) for one in distinct.values())), "")
 
 
 def mismatch(source: str, kind: str, dataset: Dataset) -> str:

@@ -19,7 +19,7 @@ from dist_trainer.dist import Gathering
 from dist_trainer.events import open_events, open_looks
 from dist_trainer.exporting.facts import keep_facts
 from dist_trainer.exporting.run_exports import after_export, export_end
-from dist_trainer.feed.data import open_parts, run_state
+from dist_trainer.feed.data import check_heldout, open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
 from dist_trainer.figures.gauge import Gauge
 from dist_trainer.figures.utilization import utilization
@@ -34,6 +34,7 @@ from dist_trainer.replaced import open_ledger
 from dist_trainer.rundir import RunFolder, RunState, write_text
 from dist_trainer.skipped import open_skips
 from dist_trainer.stop import Requests, ToldToStop, Wish
+from dist_trainer.validation.cost import heldout_cost
 from dist_trainer.validation.prompts import encode_cases
 from dist_trainer.watch import progress
 from dist_trainer.world import World
@@ -53,10 +54,13 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(folder.hold(folder.follows(os.environ)))
-        check_vae(config.model.model_source, vae_of(config.model.model_source), dataset, gathering)
+        source, parts = config.model.model_source, [part for part in (dataset, held_out) if part]
+        check_vae(source, vae_of(source), parts, gathering)
         data = build_data(config, dataset, state)
+        if held_out:
+            check_heldout(config, held_out, data.transformer)
         agree(config, data, held_out, gathering)
-        announce(config, data, world)
+        announce(config, data, held_out, world)
         check_hub(config, before is not None, gathering)
         cases = encode_cases(config, data, folder, gathering)
         progress.doing("loading the model")
@@ -157,8 +161,8 @@ def open_feed(config: RunConfig, data: Data, world: World, start: int, stack: Ex
     return stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
 
 
-def announce(config: RunConfig, data: Data, world: World) -> None:
-    """Say at start what will be trained, and which settings are not acted on."""
+def announce(config: RunConfig, data: Data, held_out: Dataset | None, world: World) -> None:
+    """Say at start what will be trained, what is held out, and which settings are not acted on."""
     if world.is_main:
         check_sinks(config)
     for notice in notices(config):
@@ -180,6 +184,11 @@ def announce(config: RunConfig, data: Data, world: World) -> None:
         )
         if advised := advice(found):
             say(world, f"note: {advised}")
+        if held_out:
+            patch, quadratic = feeding.recipe.patch, feeding.quadratic
+            cost = heldout_cost(config, held_out, plan, patch, quadratic, feeding.cap, found[0])
+            for line in (str(cost), *(f"note: {note}" for note in cost.notes)):
+                say(world, line)
 
 
 def agree(config: RunConfig, data: Data, held_out: Dataset | None, gathering: Gathering) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import yaml
 
@@ -24,6 +25,22 @@ _RESOLVERS = (
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 scalars, merge keys (`<<`) kept."""
+
+
+def _tuple(loader: Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+def _version(loader: Loader, node: yaml.SequenceNode) -> Any:
+    found = loader.construct_sequence(node, deep=True)
+    return found[0] if len(found) == 1 else found
+
+
+# In the config that LTX-Video-Trainer saves with its weights some values have such tags: what is in them is meant.
+Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+Loader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:ltxv_trainer.model_loader.LtxvModelVersion", _version
+)
 
 
 class Dumper(yaml.SafeDumper):

@@ -32,7 +32,7 @@ class ValidationConfig(Block):
     frame_rate: float = Field(
         default=25.0, gt=0.0, description="Frames per second that the model is told, and of the files."
     )
-    seed: int = Field(default=42, ge=0, description="Seed of the sample videos' noise.")
+    seed: int = Field(default=42, description="Seed of the sample videos' noise.")
     inference_steps: int = Field(default=50, gt=0, description="Denoising steps.")
     interval: int | None = Field(default=100, gt=0, description="Steps between validations; null: none.")
     videos_per_prompt: int = Field(default=1, gt=0, description="Sample videos for each prompt.")

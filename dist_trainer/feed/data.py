@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dist_trainer.config import RunConfig
 from dist_trainer.feed.holdout import check_apart, split
 from dist_trainer.model.family import FAMILIES, read_config
-from dist_trainer.model.ltx.shape import Shape
+from dist_trainer.model.shape import Shape
 from dist_trainer.rundir import RunState
 from dist_trainer.version import __version__
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset, open_dataset
+from shards.doctor.survey import fitting
 from shards.errors import InputError
 from shards.pack import check_cap
 from shards.plan import Batching, Plan
@@ -94,11 +97,8 @@ def run_state(config: RunConfig, dataset: Dataset, world: World, before: RunStat
 def make_plan(config: RunConfig, dataset: Dataset, state: RunState) -> Planned:
     """The plan of a run. Raises InputError when dataset, model and batching do not fit each other."""
     transformer = read_config(config.model.model_source)
-    shape = FAMILIES[transformer["_class_name"]].shape(transformer)
-    check_fit(config, dataset, shape)
-    tokens = dataset.manifest.tokens(shape.patch)
-    if config.conditioning.mode == "none":
-        tokens = dataset.manifest.target_tokens(shape.patch)
+    shape = _shape(transformer)
+    tokens = _tokens(config, dataset, shape)
     cap = config.batching.max_tokens_per_pack or 2 * int(tokens.max())
     check_cap(list(dataset.manifest.keys), tokens, cap)
     batching = Batching(state.samples_per_step, state.tokens_per_step, config.batching.mix)
@@ -107,8 +107,31 @@ def make_plan(config: RunConfig, dataset: Dataset, state: RunState) -> Planned:
     )
 
 
-def check_fit(config: RunConfig, dataset: Dataset, shape: Shape) -> None:
-    """Raise InputError where the model of `shape`, or the config's conditioning, cannot use the dataset."""
+def check_heldout(config: RunConfig, heldout: Dataset, transformer: Mapping[str, Any]) -> None:
+    """Raise InputError where the model, told by its config.json, or the config's conditioning cannot use the held-out
+    samples.
+    """
+    setting = "holdout" if config.validation.holdout_data is None else "holdout_data"
+    try:
+        _tokens(config, heldout, _shape(transformer))
+    except InputError as error:
+        raise InputError(f"validation.{setting}: {error}") from error
+
+
+def _shape(transformer: Mapping[str, Any]) -> Shape:
+    shape: Shape = FAMILIES[transformer["_class_name"]].shape(transformer)
+    return shape
+
+
+def _tokens(config: RunConfig, dataset: Dataset, shape: Shape) -> np.ndarray:
+    """Tokens of each sample as it is trained, int64 [N]. Raises InputError where the dataset cannot be used."""
+    _check_fit(config, dataset, shape)
+    manifest = dataset.manifest
+    whole = manifest.target_tokens if config.conditioning.mode == "none" else manifest.tokens
+    return whole(shape.patch)
+
+
+def _check_fit(config: RunConfig, dataset: Dataset, shape: Shape) -> None:
     root = dataset.root
     if dataset.info.channels != shape.channels:
         raise InputError(
@@ -128,3 +151,18 @@ def check_fit(config: RunConfig, dataset: Dataset, shape: Shape) -> None:
                 f"{root}: conditioning.mode is reference_video, but {len(lacking)} of {len(dataset.manifest)} samples "
                 f"have no reference ({named}); encode with a reference_path column"
             )
+        _check_references(dataset)
+
+
+def _check_references(dataset: Dataset) -> None:
+    """Raise InputError for references that cannot be spread over their targets."""
+    table = dataset.manifest
+    wrong = np.zeros(len(table), bool)
+    for grids in np.moveaxis(table.references, 1, 0):
+        wrong |= grids.any(axis=1) & ~fitting(table.grid, grids)
+    if wrong.any():
+        named = ", ".join(str(key) for key in table.keys[wrong][:5])
+        raise InputError(
+            f"{dataset.root}: references of {wrong.sum()} of {len(table)} samples ({named}) are no integer fraction of "
+            f"their targets' size; `ltx-shards doctor {dataset.root} --repair` leaves those samples out"
+        )

@@ -39,8 +39,14 @@ def check_apart(training: Dataset, heldout: Dataset) -> None:
     """Raise InputError where a sample of `heldout` is among those to train, told by its bytes, or where the two come
     from other encoders.
     """
-    for name in ("vae", "text_encoder"):
-        ours, theirs = (getattr(part.info, name).fingerprint for part in (training, heldout))
+    parts = (training, heldout)
+    facts = {
+        f"{name}'s {fact}": [getattr(getattr(part.info, name), fact) for part in parts]
+        for name in ("vae", "text_encoder")
+        for fact in ("kind", "fingerprint")
+    }
+    facts["vae's compression (time, side)"] = [tuple(part.info.scale) for part in parts]
+    for name, (ours, theirs) in facts.items():
         if ours and theirs and ours != theirs:
             raise InputError(
                 f"validation.holdout_data: {heldout.root}: its {name} is {theirs}, that of {training.root} is {ours}; "

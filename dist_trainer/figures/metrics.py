@@ -107,7 +107,10 @@ class ReducedStep:
 
 
 def forget_peak() -> None:
-    """Let the memory's peak begin anew: what a look at the model took is not what training takes."""
+    """Let the memory's peak begin anew, after a look at the model, which takes other memory than training.
+
+    Not after each step: a step's peak is read before the optimizer's turn, whose own shows in the steps after it.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 

@@ -11,7 +11,7 @@ import torch
 
 from dist_trainer.config import RunConfig
 from dist_trainer.model.family import FAMILIES
-from dist_trainer.model.ltx.flops import Flops
+from dist_trainer.model.flops import Flops
 from dist_trainer.world import World
 
 # Dense bf16 products summed in float32, TFLOP/s, by what the device's name has in it; the first that fits counts.
@@ -80,7 +80,9 @@ def utilization(
         return None
     flops = FAMILIES[transformer["_class_name"]].flops
     adapters = shapes if config.model.training_mode == "lora" else None
-    again = flops.forward(transformer) if config.optimization.enable_gradient_checkpointing else None
+    again = None
+    if config.optimization.enable_gradient_checkpointing:
+        again = flops.forward(transformer, adapters)
     return Utilization(flops.training(transformer, adapters), again, peak * 1e12 * world.size)
 
 

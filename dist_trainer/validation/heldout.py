@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ import torch.distributed as torch_dist
 
 from dist_trainer.feed import flow
 from dist_trainer.feed.collate import Pack, collate, idle
-from dist_trainer.feed.conditioning import Recipe, loss_elements
+from dist_trainer.feed.conditioning import loss_elements
 from dist_trainer.feed.feed import Feeding
-from dist_trainer.feed.holdout import partners
 from dist_trainer.model.engine import Engine
 from dist_trainer.model.loss import sample_sums
+from dist_trainer.validation.rounds import ABSENT, SHUFFLED, SIGMAS, TRUE, Round, rounds
 from dist_trainer.watch import progress
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
@@ -30,28 +30,11 @@ from shards.errors import DamagedSample
 from shards.formats.sample import Sample
 from shards.geometry import Grid
 from shards.hashing import mix
-from shards.pack import Layout, costs, pack
 from shards.reader import Reader
 from shards.stream import stream
 
-SIGMAS = (0.125, 0.375, 0.625, 0.875)
-TRUE, SHUFFLED, ABSENT = "true", "shuffled", "absent"
 _NOISE = 203
 _ASK_EVERY = 8  # micro-steps between two looks at what is asked of the run
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """All samples at all noise levels with one kind of reference: item i is row i // 4 at SIGMAS[i % 4].
-
-    `rows`, `lenders` int64 [n]: the rows, and those whose references they get. `layout`: of the items over the ranks.
-    """
-
-    kind: str
-    rows: np.ndarray
-    lenders: np.ndarray
-    recipe: Recipe
-    layout: Layout
 
 
 class Heldout:
@@ -61,17 +44,10 @@ class Heldout:
         """`dataset`: the samples to measure. `reader`: of it. `feeding`: as the run's own."""
         self._dataset, self._reader, self._feeding, self._world = dataset, reader, feeding, world
         self._told: set[str] = set()
-        manifest, mode = dataset.manifest, feeding.recipe.mode
-        every = np.arange(len(manifest))
-        self._rounds = [self._round(TRUE, every, every)]
-        self.pairs = 0
-        if mode == "reference_video":
-            lenders = partners(manifest)
-            paired = np.flatnonzero(lenders >= 0)
-            self.pairs = len(paired)
-            if self.pairs:
-                self._rounds.append(self._round(SHUFFLED, paired, lenders[paired]))
-            self._rounds.append(self._round(ABSENT, every, every))
+        recipe = feeding.recipe
+        self._rounds = rounds(
+            dataset.manifest, recipe.mode, recipe.patch, feeding.quadratic, feeding.cap, world.size
+        )
 
     def figures(
         self, engine: Engine, dtype: torch.dtype, prefix: str, go_on: Callable[[], bool]
@@ -91,17 +67,6 @@ class Heldout:
             whole[one.rows], seen[one.rows] = losses[0], losses[1] > 0
             found[one.kind] = np.ma.masked_array(whole, ~seen)
         return _named(found, prefix)
-
-    def _round(self, kind: str, rows: np.ndarray, lenders: np.ndarray) -> Round:
-        recipe, manifest = self._feeding.recipe, self._dataset.manifest
-        if kind == ABSENT:
-            recipe = replace(recipe, mode="none")
-        whole = manifest.target_tokens if recipe.mode == "none" else manifest.tokens
-        tokens = np.repeat(whole(recipe.patch)[rows], len(SIGMAS))
-        cost = costs(tokens, self._feeding.quadratic)
-        # Without gradients a pack takes far less memory than in training: a longer sample fits.
-        cap = max(self._feeding.cap, int(tokens.max()))
-        return Round(kind, rows, lenders, recipe, pack(tokens, cost, self._world.size, cap))
 
     def _losses(
         self, one: Round, engine: Engine, dtype: torch.dtype, go_on: Callable[[], bool]
@@ -134,7 +99,9 @@ class Heldout:
                 places.append(item)
         if not samples:
             return idle(self._feeding.channels, self._feeding.text_width)
-        recipe = one.recipe
+        recipe = self._feeding.recipe
+        if one.kind == ABSENT:
+            recipe = replace(recipe, mode="none")
         drawn = [
             flow.Draw(
                 SIGMAS[bin], flow.noise(_seed(recipe.seed), bin, sample.id, sample.latents.shape), False

@@ -1,4 +1,4 @@
-"""When a run measures its held-out loss, and where the figures go."""
+"""The held-out loss of a run: measured when it is due, and where the figures go."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dist_trainer.begun import Begun
 from dist_trainer.build import Data, dtype_of, open_reader
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
-from dist_trainer.feed.data import check_fit
 from dist_trainer.feed.holdout import chosen
-from dist_trainer.model.family import FAMILIES
+from dist_trainer.figures.metrics import forget_peak
 from dist_trainer.rundir import RunFolder, records
 from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
-from dist_trainer.validation.heldout import SIGMAS, Heldout
+from dist_trainer.validation.due import is_due
+from dist_trainer.validation.heldout import Heldout
 from dist_trainer.watch import progress
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
@@ -63,45 +63,15 @@ class Measuring:
             self.run.board.figures(step, {**found, "time/heldout_s": time.perf_counter() - began})
             if LOSS in found:
                 print(f"step {step}: held-out loss {found[LOSS]:.4f}", flush=True)
+        forget_peak()
         return Wish.NONE
 
 
-def is_due(config: RunConfig, step: int) -> bool:
-    """Whether the held-out loss is measured after `step` (0: before the first one)."""
-    validation = config.validation
-    if step == 0:
-        return not validation.skip_initial_validation
-    interval = validation.holdout_interval or validation.interval
-    return step == config.optimization.steps or (interval is not None and step % interval == 0)
-
-
 def open_heldout(config: RunConfig, dataset: Dataset, data: Data, world: World) -> tuple[Heldout, Reader]:
-    """What measures on a held-out dataset, and the reader to close at the end; rank 0 says what will be measured.
-
-    Raises InputError where the model cannot use the dataset.
-    """
-    check_fit(config, dataset, FAMILIES[data.transformer["_class_name"]].shape(data.transformer))
+    """What measures on a held-out dataset, and the reader to close at the end."""
     some = chosen(dataset, config.seed, config.validation.holdout_samples)
     reader = open_reader(config, some)
-    heldout = Heldout(some, reader, data.feeding, world)
-    if world.is_main:
-        print(
-            f"held out: {len(dataset.manifest)} samples, never trained; the loss of {len(some.manifest)} is measured "
-            f"at noise levels {', '.join(map(str, SIGMAS))}",
-            flush=True,
-        )
-        if config.conditioning.mode == "reference_video" and heldout.pairs < len(some.manifest):
-            alone = len(some.manifest) - heldout.pairs
-            print(
-                f"note: {alone} of the measured samples have references of a size that no other has; "
-                + (
-                    "heldout/reference_* leave them out"
-                    if heldout.pairs
-                    else "heldout/reference_shuffled is left out"
-                ),
-                flush=True,
-            )
-    return heldout, reader
+    return Heldout(some, reader, data.feeding, world), reader
 
 
 def measured_at(folder: RunFolder, start: int, gathering: Gathering) -> int | None:

@@ -19,6 +19,7 @@ from dist_trainer.begun import Begun
 from dist_trainer.build import dtype_of
 from dist_trainer.checkpoints.kept import name_of
 from dist_trainer.feed.collate import idle
+from dist_trainer.figures.metrics import forget_peak
 from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.decode import decode
@@ -88,6 +89,7 @@ class Sampler:
         told = self.run.gathering.collect("validation: end", json.dumps(failed))
         if world.is_main:
             self._finish(step, {name: why for one in told for name, why in json.loads(one).items()}, began)
+        forget_peak()
         return Wish.NONE
 
     def _own(self, todo: Sequence[str], failed: dict[str, str]) -> list[str | None]:

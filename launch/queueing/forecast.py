@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.config import RunConfig, notices
-from dist_trainer.feed.data import Planned, make_plan, open_data, run_state
+from dist_trainer.feed.data import Planned, check_heldout, make_plan, open_parts, run_state
 from dist_trainer.model.family import vae_of
 from dist_trainer.model.start import find_start
 from dist_trainer.model.targets import check_targets
 from dist_trainer.model.weights import shapes_of, stored_tensors
-from dist_trainer.provenance import mismatch
+from dist_trainer.provenance import mismatches
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
+from dist_trainer.validation.cost import HeldoutCost, heldout_cost
 from dist_trainer.validation.request import check as check_videos
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
@@ -29,7 +31,8 @@ _MEASURED_STEPS = 20  # as the trainer looks at when it starts
 class Forecast:
     """A run on `ranks` ranks. `samples`: of the dataset; `tokens_per_step` and `samples_per_step`: means.
 
-    `cap`: most tokens in a pack. `packing`: how its steps lay out. `notes`: what a user may want to change.
+    `cap`: most tokens in a pack. `packing`: how its steps lay out. `held_out`: what is measured of samples that are
+    held out, where some are. `notes`: what a user may want to change.
     """
 
     ranks: int
@@ -40,6 +43,7 @@ class Forecast:
     tokens_per_step: float
     cap: int
     packing: Efficiency
+    held_out: HeldoutCost | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -50,6 +54,7 @@ class Forecast:
             f"{packing.micro_steps:.1f} micro-steps of at most {self.cap} tokens a rank",
             f"ranks: {self.ranks}; {packing.useful:.1%} of their time is useful, {packing.idle:.1%} of packs idle, "
             f"dearest pack to mean {packing.balance:.2f}",
+            *([str(self.held_out)] if self.held_out else []),
             *(f"note: {note}" for note in self.notes),
         )
         return "\n".join(lines)
@@ -67,27 +72,35 @@ def forecast(config: RunConfig, ranks: int) -> Forecast:
     folder = RunFolder(Path(config.output_dir))
     before = folder.read_state()
     check_beginning(config)
-    dataset = open_data(config)
+    dataset, held_out = open_parts(config)
     state = run_state(config, dataset, World(0, ranks, 0), before)
     if before:
         folder.check_same(before, state)
     _check_engine(config)
     # From here on a hub may be asked.
-    _check_vae(config, dataset)
+    _check_vae(config, [part for part in (dataset, held_out) if part])
     planned = make_plan(config, dataset, state)
+    if held_out:
+        check_heldout(config, held_out, planned.transformer)
     check_videos(config, dataset, planned.shape.patch)
     _check_model(config)
     done = folder.steps_done()
     finished = f"all {done} steps are done; raise optimization.steps to go on"
-    return _told(config, planned, ranks, [finished] if done >= config.optimization.steps else [])
+    return _told(config, planned, held_out, ranks, [finished] if done >= config.optimization.steps else [])
 
 
-def _told(config: RunConfig, planned: Planned, ranks: int, notes: list[str]) -> Forecast:
+def _told(
+    config: RunConfig, planned: Planned, held_out: Dataset | None, ranks: int, notes: list[str]
+) -> Forecast:
     plan, quadratic = planned.plan, planned.shape.quadratic
     found = report(
         plan.tokens, plan.ids, plan.batching, [ranks], planned.cap, quadratic, plan.seed, _MEASURED_STEPS
     )
     notes += [*notices(config), *filter(None, [advice(found)])]
+    cost = None
+    if held_out:
+        cost = heldout_cost(config, held_out, plan, planned.shape.patch, quadratic, planned.cap, found[0])
+        notes += cost.notes
     steps = config.optimization.steps
     return Forecast(
         ranks=ranks,
@@ -98,6 +111,7 @@ def _told(config: RunConfig, planned: Planned, ranks: int, notes: list[str]) -> 
         tokens_per_step=float(plan.tokens.sum()) / plan.steps_per_epoch,
         cap=planned.cap,
         packing=found[0],
+        held_out=cost,
         notes=tuple(notes),
     )
 
@@ -129,16 +143,15 @@ def _check_folder(folder: RunFolder) -> None:
         raise InputError(f"output_dir: {folder.root}: cannot be written: {reason}; choose another folder")
 
 
-def _check_vae(config: RunConfig, dataset: Dataset) -> None:
-    """Raise InputError where another VAE encoded the dataset.
+def _check_vae(config: RunConfig, datasets: Sequence[Dataset]) -> None:
+    """Raise InputError where another VAE encoded a dataset.
 
-    Only where the dataset names another model are weights of the VAE compared, which takes torch and some seconds.
+    Only where one names another model are weights of the VAE compared, which takes torch and some seconds.
     """
-    source, encoded = config.model.model_source, dataset.info.vae
+    source = config.model.model_source
     kind = vae_of(source)
-    if encoded.source == source and encoded.kind in ("", kind):
-        return
-    if refusal := mismatch(source, kind, dataset):
+    others = [one for one in datasets if one.info.vae.source != source or one.info.vae.kind not in ("", kind)]
+    if refusal := mismatches(source, kind, others):
         raise InputError(refusal)
 
 

@@ -218,6 +218,14 @@ def test_an_ic_lora_on_data_without_references_names_samples(bench: Bench) -> No
     assert_refused(ended, "2 of 6 samples have no reference", "clips/sample_00001", "reference_path")
 
 
+def test_a_held_out_dataset_is_looked_at_before_the_model_is_loaded(bench: Bench) -> None:
+    info = replace(bench.dataset.info, channels=6)
+    other = write_dataset(bench.root / "other", 4, channels=6, text_width=info.text_width, seed=1, info=info)
+    model = {"model_source": str(_no_weights(bench))}
+    ended = bench.run(blocks={"model": model, "validation": {"holdout_data": str(other.root)}})
+    assert_refused(ended, f"validation.holdout_data: {other.root}: latents have 6 channels")
+
+
 def _shrunk(bench: Bench) -> Path:
     """A model whose config.json promises another width than its weights have."""
     model = bench.copy_of_model()

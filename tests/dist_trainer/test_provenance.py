@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dist_trainer.model.family import vae_of
-from dist_trainer.provenance import check_vae
+from dist_trainer.provenance import check_vae, mismatches
 from dist_trainer.tiny import write_tiny_model
 from shards.dataset.info import Source, write_info
 from shards.dataset.opened import Dataset, open_dataset
@@ -149,7 +149,7 @@ def test_a_vae_saved_in_another_dtype_is_the_same(
     tmp_path: Path, model_folder: Path, paired_dataset: Dataset, dtype: torch.dtype
 ) -> None:
     load_vae(model_folder, dtype).save_pretrained(tmp_path / "vae")
-    at = at_once(lambda g: check_vae(str(tmp_path), KIND, paired_dataset, g), in_memory(1))
+    at = at_once(lambda g: check_vae(str(tmp_path), KIND, [paired_dataset], g), in_memory(1))
     assert at == [None]
 
 
@@ -158,7 +158,7 @@ def test_rank_0_alone_reads_the_weights(
 ) -> None:
     def check(source: Path) -> list[object]:
         return at_once(
-            lambda g: check_vae(str(source) if g.world.is_main else "/no/such", KIND, paired_dataset, g),
+            lambda g: check_vae(str(source) if g.world.is_main else "/no/such", KIND, [paired_dataset], g),
             in_memory(3),
         )
 
@@ -175,11 +175,24 @@ def test_a_model_whose_vae_cannot_be_had_is_not_compared(
     if source == "file":
         source = str(tmp_path / "model.safetensors")
         Path(source).write_bytes(b"")
-    assert at_once(lambda g: check_vae(source, KIND, paired_dataset, g), in_memory(1)) == [None]
+    assert at_once(lambda g: check_vae(source, KIND, [paired_dataset], g), in_memory(1)) == [None]
     note = capsys.readouterr().out
     assert note.startswith(f"note: {paired_dataset.root} was encoded by the VAE of tiny; ")
     assert source in note
     assert note.count("\n") == 1
+
+
+def test_each_dataset_is_compared_and_those_of_one_vae_once(
+    model_folder: Path, paired_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is held out may say of what encoded it what the training data does not."""
+    unknown = replace(paired_dataset, info=replace(paired_dataset.info, vae=Source()))
+    other = replace(unknown, root="held_out", info=replace(unknown.info, vae=Source("x", "0" * 16, KIND)))
+    assert mismatches(str(model_folder), KIND, [unknown, replace(unknown, root="b")]) == ""
+    assert capsys.readouterr().out.count("has no fingerprint of a VAE") == 1
+    assert mismatches(str(model_folder), KIND, [unknown, other]).startswith("held_out: latents were encoded")
+    first = mismatches(str(model_folder), KIND, [other, replace(other, root="b"), unknown])
+    assert first.startswith("held_out: latents were encoded")
 
 
 def test_the_kind_of_a_vae_stays_with_the_dataset(bench: Bench) -> None:

@@ -41,6 +41,17 @@ def test_one_file_imports_deepspeed() -> None:
     assert doors == {ROOT / "dist_trainer" / "model" / "engine.py"}
 
 
+def test_one_model_family_is_known_to_models_and_exports_alone() -> None:
+    """A second family is an entry in `FAMILIES`, and its names for export."""
+    knowing = {
+        path.relative_to(ROOT / "dist_trainer").parts[0]
+        for path in FILES
+        for name in imported(path)
+        if name.startswith("dist_trainer.model.ltx")
+    }
+    assert knowing == {"model", "exporting"}
+
+
 def test_there_are_no_import_circles() -> None:
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -92,6 +103,7 @@ def test_there_are_no_import_circles() -> None:
         "dist_trainer.model.weights",
         "dist_trainer.provenance",
         "dist_trainer.schedule",
+        "dist_trainer.validation.cost",
         "dist_trainer.validation.request",
         "dist_trainer.cli",
         "shards.cli",

@@ -17,40 +17,25 @@ no work that training needs, and is told apart.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from dist_trainer.model.flops import Flops
 
 _FEED_FORWARD = 4  # its inner width over the model's
 _TEXT_SIDE = (".attn2.to_k.", ".attn2.to_v.", "caption_projection.")
 _ONCE = ("time_embed.",)  # seen by a pack's timesteps, not by its tokens
 
 
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs by sample: `token` * L + `text` * T + `pair` * L^2 + `cross` * L * T."""
-
-    token: float
-    text: float
-    pair: float
-    cross: float
-
-    def __call__(self, tokens: np.ndarray, text_tokens: np.ndarray) -> np.ndarray:
-        """FLOPs float64 [B] of samples of `tokens` int64 [B], reference tokens counted, and `text_tokens` [B]."""
-        length, text = tokens.astype(np.float64), text_tokens.astype(np.float64)
-        return self.token * length + self.text * text + self.pair * length**2 + self.cross * length * text
-
-
-def forward(config: Mapping[str, Any]) -> Flops:
-    """One forward pass of an LTXVideoTransformer3DModel without adapters."""
+def forward(config: Mapping[str, Any], adapters: Mapping[str, Sequence[int]] | None = None) -> Flops:
+    """One forward pass of an LTXVideoTransformer3DModel, with its adapters where it has some, as in `training`."""
     width, layers = _width(config), int(config["num_layers"])
     ends = 2 * width * (int(config["in_channels"]) + int(config["out_channels"] or config["in_channels"]))
     per_layer = 2 * width**2 * (4 + 2 + 2 * _FEED_FORWARD)
     captions = 2 * width * (int(config["caption_channels"]) + width)
+    token, text = _adapters(adapters or {}, backward=False)
     return Flops(
-        token=ends + layers * per_layer,
-        text=captions + layers * 4 * int(config["cross_attention_dim"]) * width,
+        token=ends + layers * per_layer + token,
+        text=captions + layers * 4 * int(config["cross_attention_dim"]) * width + text,
         pair=4 * width * layers,
         cross=4 * width * layers,
     )
@@ -66,7 +51,7 @@ def training(config: Mapping[str, Any], adapters: Mapping[str, Sequence[int]] | 
     if adapters is None:
         embeds = 2 * width * int(config["caption_channels"])
         return Flops(3 * once.token - latents, 3 * once.text - embeds, 3 * once.pair, 3 * once.cross)
-    token, text = _adapters(adapters)
+    token, text = _adapters(adapters, backward=True)
     first_block = 2 * width**2 * 3
     return Flops(
         token=2 * once.token - latents - first_block + token,
@@ -76,17 +61,17 @@ def training(config: Mapping[str, Any], adapters: Mapping[str, Sequence[int]] | 
     )
 
 
-def _adapters(shapes: Mapping[str, Sequence[int]]) -> tuple[float, float]:
-    """FLOPs of adapters for each token and for each text token, both passes."""
+def _adapters(shapes: Mapping[str, Sequence[int]], backward: bool) -> tuple[float, float]:
+    """FLOPs of adapters for each token and for each text token, forward, and `backward` too."""
     token = text = 0.0
     for name, (rows, columns) in shapes.items():
         if name.startswith(_ONCE):
             continue
         if any(side in name for side in _TEXT_SIDE):
             # The text itself needs no gradient: lora_A gives one to its weights only.
-            text += (2 if ".lora_A." in name else 3) * 2 * rows * columns
+            text += (1 + backward * (1 if ".lora_A." in name else 2)) * 2 * rows * columns
         else:
-            token += 3 * 2 * rows * columns
+            token += (1 + backward * 2) * 2 * rows * columns
     return token, text
 
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from dist_trainer.model.shape import Shape
 from shards.geometry import Patch
-
-
-class Shape(NamedTuple):
-    """Latent channels, text embedding width, patch, and attention's share of a sample's cost."""
-
-    channels: int
-    text_width: int
-    patch: Patch
-    quadratic: float
 
 
 def shape(config: Mapping[str, Any]) -> Shape:

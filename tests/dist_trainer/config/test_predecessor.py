@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dist_trainer.config import load
+from shards.errors import InputError
 from shards.source import VERSIONS
 
 EVERY_KEY = """
@@ -159,6 +161,63 @@ def test_defaults_are_the_predecessors(tmp_path: Path) -> None:
         "wandb": (False, "ltxv-trainer", None, (), True),
         "seed": 42,
     }
+
+
+SAVED = """
+lora:
+  alpha: 64
+  dropout: 0.0
+  rank: 64
+  target_modules: !!python/tuple
+  - to_k
+  - to_q
+model:
+  load_checkpoint: null
+  model_source: !!python/object/apply:ltxv_trainer.model_loader.LtxvModelVersion
+  - LTXV_2B_0.9.6_DEV
+  training_mode: lora
+data:
+  preprocessed_data_root: d
+validation:
+  video_dims: !!python/tuple
+  - 512
+  - 512
+  - 81
+"""
+
+
+def test_what_it_saves_beside_its_weights_loads(tmp_path: Path) -> None:
+    """Its training_config.yaml has tags of Python's."""
+    path = tmp_path / "training_config.yaml"
+    path.write_text(SAVED)
+    config = load(path)
+    assert config.lora is not None
+    assert config.lora.target_modules == ("to_k", "to_q")
+    assert config.model.model_source == "LTXV_2B_0.9.6_DEV"
+    assert config.validation.video_dims == (512, 512, 81)
+    path.write_text(SAVED.replace("- LTXV_2B_0.9.6_DEV", "- LTXV_2B_0.9.6_DEV\n  - more"))
+    with pytest.raises(InputError, match=r"training_config\.yaml:11: model\.model_source = .*valid string"):
+        load(path)
+
+
+@pytest.mark.parametrize("block", ["validation", "checkpoints", "hub", "wandb"])
+def test_values_in_the_spellings_of_yaml_1_1_and_of_strings_are_taken(tmp_path: Path, block: str) -> None:
+    written = {
+        "validation": "interval: '250', seed: -1, skip_initial_validation: yes, guidance_scale: '3', images: null",
+        "checkpoints": "interval: 1_000, keep_last_n: -1",
+        "hub": "push_to_hub: on, hub_model_id: me/mine",
+        "wandb": "enabled: off, entity: '', tags: [a, '1'], log_validation_videos: 'no'",
+    }[block]
+    meant = {
+        "validation": (250, -1, True, 3.0, None),
+        "checkpoints": (1000, -1),
+        "hub": (True, "me/mine"),
+        "wandb": (False, "", ("a", "1"), False),
+    }[block]
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {{preprocessed_data_root: d}}\nlora: {{}}\n{block}: {{{written}}}\n")
+    found = getattr(load(path), block)
+    assert tuple(getattr(found, key) for key in yaml.safe_load(f"{{{written}}}")) == meant
 
 
 def test_early_files_set_the_first_frame_coin_under_optimization(tmp_path: Path) -> None:

@@ -121,13 +121,26 @@ def test_the_cap_is_the_users_or_twice_the_longest_sample(
             r"but 4 of 8 samples have no reference \(clips/sample_00001, clips/sample_00002, clips/sample_00005",
         ),
         (
+            {"grids": [(3, 4, 4)], "references": [(3, 4, 4), (2, 4, 4), (3, 3, 4), (1, 2, 2)]},
+            lora_blocks(reference=True),
+            r"references of 2 of 8 samples \(clips/sample_00002, clips/sample_00006\) .*doctor .* --repair",
+        ),
+        (
             {},
             {"batching": {"max_tokens_per_pack": 20}},
             r"the cap, 20.*clips/sample_00001 \(24 tokens\).*max_tokens_per_pack",
         ),
         ({}, {"batching": {"samples_per_step": None, "tokens_per_step": 20}}, "tokens_per_step"),
     ],
-    ids=["channels", "text-width", "no-references", "some-references", "cap", "tokens-per-step"],
+    ids=[
+        "channels",
+        "text-width",
+        "no-references",
+        "some-references",
+        "odd-references",
+        "cap",
+        "tokens-per-step",
+    ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     configured: Any, tmp_path: Path, written: dict[str, Any], blocks: dict[str, Any], message: str

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from dist_trainer.config import RunConfig
-from dist_trainer.feed.data import make_plan, open_parts, run_state
+from dist_trainer.feed.data import check_heldout, make_plan, open_parts, run_state
 from dist_trainer.feed.holdout import check_apart, chosen, partners, split
+from dist_trainer.model.family import read_config
 from dist_trainer.rundir import RunFolder
 from dist_trainer.world import World
 from shards.dataset.info import Source
 from shards.dataset.opened import Dataset
 from shards.dataset.selection import select
 from shards.errors import InputError
+from shards.geometry import Scale
 from tests.support.datasets import write_dataset
-from tests.support.runs import tiny_config
+from tests.support.runs import lora_blocks, tiny_config
 
 
 def ids(dataset: Dataset) -> set[int]:
@@ -122,11 +124,79 @@ def test_a_held_out_dataset_that_is_trained_too_is_refused(tmp_path: Path) -> No
         check_apart(training, same)
 
 
-def test_a_held_out_dataset_of_another_vae_is_refused(tmp_path: Path) -> None:
-    training = write_dataset(tmp_path / "a", 3)
-    other = write_dataset(tmp_path / "b", 3, seed=1, vae=Source("x", "another"))
-    with pytest.raises(InputError, match=r"holdout_data: .* its vae is another, that of .* is vae-0"):
-        check_apart(training, other)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({}, {"vae": Source("x", "another")}, "vae's fingerprint is another, that of .* is vae-0"),
+        (
+            {},
+            {"text_encoder": Source("x", "wide")},
+            "text_encoder's fingerprint is wide, that of .* is text-0",
+        ),
+        # Of data that somebody else has encoded no fingerprint may be known.
+        ({"vae": Source(kind="A")}, {"vae": Source(kind="B")}, "vae's kind is B, that of .* is A"),
+        (
+            {},
+            {"vae": Source(), "scale": Scale(8, 32)},
+            r"vae's compression .* is \(8, 32\), that of .* is \(4, 8\)",
+        ),
+    ],
+)
+def test_a_held_out_dataset_of_other_encoders_is_refused(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], said: str
+) -> None:
+    first, second = (write_dataset(tmp_path / name, 3, seed=seed) for seed, name in enumerate("ab"))
+    training = replace(first, info=replace(first.info, **ours))
+    check_apart(training, replace(second, info=training.info))
+    with pytest.raises(InputError, match=f"holdout_data: .*b: its {said}; encode both with the same models"):
+        check_apart(training, replace(second, info=replace(training.info, **theirs)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "blocks", "said"),
+    [
+        (
+            {"channels": 4},
+            {},
+            "holdout_data: .*other: latents have 4 channels, the transformer of .* takes 8",
+        ),
+        ({"text_width": 16}, {}, "holdout_data: .*other: text embeddings are 16 wide"),
+        ({}, lora_blocks(reference=True), "holdout_data: .*other: .* 4 of 4 samples have no reference"),
+    ],
+    ids=["channels", "text width", "references"],
+)
+def test_a_held_out_dataset_that_the_model_cannot_use_is_refused_as_training_data_is(
+    model_folder: Path,
+    paired_dataset: Dataset,
+    tmp_path: Path,
+    changed: dict[str, Any],
+    blocks: dict[str, Any],
+    said: str,
+) -> None:
+    other = write_dataset(tmp_path / "other", 4, **{"channels": 8, "text_width": 48, **changed})
+    validation = {**blocks.get("validation", {}), "holdout_data": str(other.root)}
+    config = RunConfig.model_validate(
+        tiny_config(
+            model_folder, paired_dataset.root, tmp_path / "run", **{**blocks, "validation": validation}
+        )
+    )
+    transformer = read_config(str(model_folder))
+    check_heldout(config, paired_dataset, transformer)
+    with pytest.raises(InputError, match=rf"^validation\.{said}"):
+        check_heldout(config, other, transformer)
+
+
+def test_samples_held_out_of_the_training_data_are_looked_at_too(
+    model_folder: Path, paired_dataset: Dataset, tmp_path: Path
+) -> None:
+    blocks = lora_blocks(reference=True)
+    blocks["validation"]["holdout"] = 0.3
+    config = RunConfig.model_validate(
+        tiny_config(model_folder, paired_dataset.root, tmp_path / "run", **blocks)
+    )
+    bare = write_dataset(tmp_path / "bare", 4, channels=8, text_width=48)
+    with pytest.raises(InputError, match=r"^validation\.holdout: .* 4 of 4 samples have no reference"):
+        check_heldout(config, bare, read_config(str(model_folder)))
 
 
 def test_a_held_out_dataset_that_is_not_there_is_named(

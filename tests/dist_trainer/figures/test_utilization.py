@@ -9,7 +9,8 @@ import pytest
 from dist_trainer.config import RunConfig
 from dist_trainer.figures.utilization import Utilization, known_peak, utilization
 from dist_trainer.model.family import read_config
-from dist_trainer.model.ltx.flops import Flops, forward, training
+from dist_trainer.model.flops import Flops
+from dist_trainer.model.ltx.flops import forward, training
 from dist_trainer.world import World
 
 NEEDED, AGAIN = Flops(6.0, 3.0, 2.0, 1.0), Flops(2.0, 1.0, 1.0, 0.0)
@@ -66,3 +67,6 @@ def test_what_is_counted_follows_what_is_trained_and_recomputed(model_folder: Pa
     )
     found = utilization(full, transformer, {"proj_out.weight": (8, 64)}, World(0, 1, 0))
     assert found == Utilization(training(transformer, None), forward(transformer), 1e12)
+    lora = config(**peak, optimization={"enable_gradient_checkpointing": True})
+    found = utilization(lora, transformer, ADAPTERS, World(0, 1, 0))
+    assert found == Utilization(training(transformer, ADAPTERS), forward(transformer, ADAPTERS), 1e12)

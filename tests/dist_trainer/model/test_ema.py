@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from dist_trainer.build import build_data, open_reader
 from dist_trainer.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from dist_trainer.config import load
+from dist_trainer.feed.data import open_parts, run_state
+from dist_trainer.feed.holdout import chosen
+from dist_trainer.model import ltx
+from dist_trainer.model.engine import Engine
+from dist_trainer.validation.heldout import Heldout
+from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from tests.support.forked import several
 from tests.support.runs import lines, losses, tiny_config, write_config
@@ -87,6 +95,42 @@ def test_each_step_moves_the_mean_towards_the_weights(runs: Runs, name: str) -> 
             assert not torch.equal(mean, weights[key]), key
 
 
+class Plain:
+    """An engine that runs a whole model in this process."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        from diffusers import LTXVideoTransformer3DModel
+
+        self._model = LTXVideoTransformer3DModel.from_pretrained(folder)
+        for name, parameter in self._model.named_parameters():
+            parameter.data = weights[name].reshape(parameter.shape)
+        ltx.install(self._model)
+
+    def evaluating(self) -> Any:
+        return torch.no_grad()
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        return cast("torch.Tensor", self._model(*inputs))
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_measured_is_the_loss_of_this_very_steps_weights_and_mean(runs: Runs) -> None:
+    """On two ranks at stage 3, as one process has it of the checkpoint of that step."""
+    config, world = load(runs.root / "fp32_3.yaml"), World(0, 1, 0)
+    training, held = open_parts(config)
+    assert held is not None
+    data = build_data(config, training, run_state(config, training, world, None))
+    some = chosen(held, config.seed, config.validation.holdout_samples)
+    last = runs.figures("fp32_3")[-1]
+    assert last["step"] == STEPS
+    with open_reader(config, some) as reader:
+        heldout = Heldout(some, reader, data.feeding, world)
+        for kind, prefix in (("master", "heldout"), ("ema", "heldout_ema")):
+            engine = Plain(runs.whole("fp32_3", STEPS, kind), runs_model(runs))
+            found = heldout.figures(cast("Engine", engine), torch.float32, prefix, lambda: True)
+            assert found == pytest.approx({name: last[name] for name in found or {}}, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_the_mean_begins_as_the_weights(runs: Runs, name: str) -> None:
     """So the first step moves it a quarter of the way that it moves the weights."""
@@ -102,8 +146,6 @@ def test_the_mean_begins_as_the_weights(runs: Runs, name: str) -> None:
 
 
 def runs_model(runs: Runs) -> Path:
-    from dist_trainer.config import load
-
     return Path(load(runs.root / "fp32_0.yaml").model.model_source) / "transformer"
 
 

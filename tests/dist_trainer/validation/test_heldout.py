@@ -17,7 +17,8 @@ from dist_trainer.feed.conditioning import Recipe
 from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.attention import Lengths
 from dist_trainer.model.engine import Engine
-from dist_trainer.validation.heldout import SIGMAS, Heldout
+from dist_trainer.validation.heldout import Heldout
+from dist_trainer.validation.rounds import SIGMAS
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset, open_dataset
 from shards.geometry import Patch

@@ -6,17 +6,20 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dist_trainer.begun import Begun
 from dist_trainer.config import RunConfig, load
 from dist_trainer.feed.data import open_parts
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
-from dist_trainer.validation.heldout import SIGMAS
-from dist_trainer.validation.measuring import is_due
+from dist_trainer.validation.heldout import Heldout
+from dist_trainer.validation.measuring import Measuring
+from dist_trainer.validation.rounds import SIGMAS
 from shards.dataset.opened import Dataset
 from tests.support.audit import assert_same_run, master_weights
 from tests.support.forked import Kill, launch, several, train
@@ -95,7 +98,9 @@ def test_held_out_samples_are_measured_as_asked_and_never_trained(runs: Runs) ->
     found = measured(runs.root / "whole_2")
     assert [line.pop("step") for line in found] == [0, 2, 4, 6]
     assert all(set(line) == NAMED for line in found)
-    assert f"held out: {len(held.manifest)} samples, never trained" in runs.printed["whole_2"]
+    [told] = [line for line in runs.printed["whole_2"].splitlines() if line.startswith("held out: ")]
+    assert f"{len(held.manifest)} samples, never trained; every 2 steps their loss is measured" in told
+    assert "x 4 noise levels x 3 kinds of reference x 2 (weights and their running mean): " in told
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -105,6 +110,18 @@ def test_any_number_of_ranks_measures_the_same(runs: Runs, size: int) -> None:
     ):
         # What was measured before the first step is of the same weights; later ones have the training's own rounding.
         assert ours == pytest.approx(theirs, rel=1e-6 if ours["step"] == 0 else 1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_losses_by_noise_level_and_length_are_of_the_samples_of_all_ranks(runs: Runs, size: int) -> None:
+    def bins(name: str) -> list[dict[str, float]]:
+        kinds = ("train/loss_sigma_", "train/loss_length_")
+        records = lines(runs.root / name / "metrics.jsonl")
+        return [{key: value for key, value in one.items() if key.startswith(kinds)} for one in records]
+
+    ours, theirs = bins(f"whole_{size}"), bins("whole_2")
+    assert min(len(one) for one in ours) >= 3
+    assert ours == [pytest.approx(one, rel=1e-4) for one in theirs]
 
 
 def test_the_figures_are_curves_that_go_on_over_a_restart(runs: Runs) -> None:
@@ -147,20 +164,19 @@ def test_another_number_of_ranks_goes_on_with_the_same_mean(runs: Runs) -> None:
 
 def test_what_was_measured_is_not_measured_again(runs: Runs) -> None:
     assert f"resuming after step {SAVED}" in runs.printed["resumed_2"]
-    said = [line for line in runs.printed["resumed_2"].splitlines() if "held-out loss" in line]
+    said = [line for line in runs.printed["resumed_2"].splitlines() if ": held-out loss" in line]
     assert [line.partition(":")[0] for line in said] == [f"step {STEPS}"]
 
 
-@pytest.mark.parametrize(
-    ("validation", "due"),
-    [
-        ({"holdout_interval": 2}, [0, 2, 4, 5]),
-        ({"holdout_interval": None, "interval": 3}, [0, 3, 5]),
-        ({"holdout_interval": 4, "interval": 3, "skip_initial_validation": True}, [4, 5]),
-        ({"holdout_interval": None, "interval": None}, [0, 5]),
-    ],
-)
-def test_when_the_held_out_loss_is_measured(validation: dict[str, Any], due: list[int]) -> None:
-    blocks = {"data": {"preprocessed_data_root": "d"}, "lora": {}, "optimization": {"steps": 5}}
-    config = RunConfig.model_validate({**blocks, "validation": {"holdout": 0.1, **validation}})
-    assert [step for step in range(6) if is_due(config, step)] == due
+def test_the_peak_of_memory_begins_anew_after_a_measurement_and_no_other_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forgotten: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: forgotten.append(True))
+    blocks = {"data": {"preprocessed_data_root": "d"}, "lora": {}}
+    config = RunConfig.model_validate({**blocks, "validation": {"holdout": 0.1, "holdout_interval": 3}})
+    run = SimpleNamespace(config=config, engine=None, ema=None, board=None)
+    heldout = SimpleNamespace(figures=lambda *_: {"heldout/loss": 1.0})
+    measuring = Measuring(cast("Begun", run), cast("Heldout", heldout), None)
+    assert [(measuring.at(step), len(forgotten))[1] for step in range(1, 7)] == [0, 0, 1, 1, 1, 2]

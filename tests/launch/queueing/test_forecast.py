@@ -111,6 +111,29 @@ def test_a_dataset_of_another_vae_is_refused(bench: Bench) -> None:
     refused(bench, root, f"latents were encoded by the VAE {'0' * 16} (of another)", bench.model, **blocks)
 
 
+def test_what_is_held_out_is_told_with_its_cost(bench: Bench) -> None:
+    plain, found = told(bench), told(bench, validation={"holdout": 0.3, "holdout_interval": 2})
+    assert plain.held_out is None
+    assert found.held_out is not None
+    assert found.samples + found.held_out.held_out == plain.samples
+    assert f"{found.held_out}\n" in str(found)
+    assert any("holdout_interval" in note for note in found.notes)
+
+
+def test_a_held_out_dataset_that_does_not_fit_is_refused(bench: Bench) -> None:
+    info = replace(bench.dataset.info, channels=6)
+    sizes = {"channels": 6, "text_width": info.text_width, "seed": 1}
+    other = write_dataset(bench.root / "other", 4, info=info, **sizes)
+    validation = {"holdout_data": str(other.root)}
+    refused(bench, f"validation.holdout_data: {other.root}: latents have 6 channels", validation=validation)
+    # Whose latents they are is told by its own description where the training data does not say.
+    write_info(other.root, replace(info, vae=replace(info.vae, source="another", fingerprint="0" * 16)))
+    root = bench.copy_of_dataset()
+    write_info(root, replace(bench.dataset.info, vae=replace(info.vae, fingerprint="")))
+    blocks = {"data": {"preprocessed_data_root": str(root)}, "validation": validation}
+    refused(bench, other.root, f"latents were encoded by the VAE {'0' * 16} (of another)", **blocks)
+
+
 def test_a_folder_of_another_run_is_refused_by_what_differs(bench: Bench) -> None:
     train(1, bench.config(optimization={"steps": 1}), logs=bench.root / "first")
     refused(bench, bench.output, "seed: was 42, now 7", "output_dir", seed=7)

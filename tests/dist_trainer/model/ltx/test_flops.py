@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_trainer.model import ltx
 from dist_trainer.model.attention import Lengths
+from dist_trainer.model.flops import Flops
 from dist_trainer.model.lora import add_adapter
 from dist_trainer.model.ltx.flops import forward, training
 
@@ -55,7 +56,7 @@ def counted(model: Any, backward: bool) -> int:
     return counter.get_total_flops()
 
 
-def told(flops: ltx.flops.Flops) -> float:
+def told(flops: Flops) -> float:
     return float(flops(np.array(LENGTHS), np.array(TEXTS)).sum())
 
 
@@ -84,11 +85,16 @@ def test_a_step_of_a_lora_is_what_pytorch_counts(targets: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_gradient_checkpointing_adds_is_about_one_forward_pass() -> None:
+@pytest.mark.parametrize("targets", [None, *TARGETS])
+def test_what_gradient_checkpointing_adds_is_about_one_forward_pass(targets: str | None) -> None:
+    """With that of the adapters."""
     plain, again = small(), small()
+    for model in (plain, again) if targets else ():
+        add_adapter(model, 32, 32, 0.0, TARGETS[targets or ""], seed=0)
     again.enable_gradient_checkpointing()
     added = counted(again, backward=True) - counted(plain, backward=True)
-    assert added == pytest.approx(told(forward(plain.config)), rel=0.03)
+    adapters = {name: tuple(p.shape) for name, p in plain.named_parameters() if p.requires_grad}
+    assert added == pytest.approx(told(forward(plain.config, adapters if targets else None)), rel=0.03)
 
 
 def test_the_2b_model_takes_six_flops_for_a_parameter_and_token_and_attention_beside_it() -> None:
