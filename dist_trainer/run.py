@@ -18,7 +18,7 @@ from dist_trainer.config import RunConfig, dump, notices
 from dist_trainer.dist import Gathering
 from dist_trainer.events import open_events, open_looks
 from dist_trainer.exporting.facts import keep_facts
-from dist_trainer.exporting.run_exports import after_export, export_end
+from dist_trainer.exporting.run_exports import after_export, export_end, later
 from dist_trainer.feed.data import open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
 from dist_trainer.figures.gauge import Gauge
@@ -120,7 +120,9 @@ def finish(
             written, steps = export_end(config, folder, requests), config.optimization.steps
         except ToldToStop as told:
             wish = told.wish
-            say(gathering.world, f"the export after the last step is left unfinished: {told}")
+            by_hand = f"`ltx-train export {folder.root}` makes it"
+            left = f"the export after the last step is left unfinished: {told}; {later(wish, by_hand)}"
+            say(gathering.world, left)
         else:
             write_text(folder.done, f"{steps}\n")
             line = (

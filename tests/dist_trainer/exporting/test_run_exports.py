@@ -67,6 +67,32 @@ def test_an_export_that_fails_on_the_way_is_said_and_the_run_goes_on(
         run_exports.export_end(config, RunFolder(run), asked)
 
 
+def test_a_run_goes_on_with_the_export_of_its_checkpoint_where_that_lacks_what_is_asked_for(
+    finished_runs: Path, tmp_path: Path
+) -> None:
+    run = Path(
+        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
+    )
+    asked = Requests(tmp_path, is_main=True)
+
+    def exported(step: int, formats: str) -> set[str]:
+        config = load(run / "config.yaml", [f"checkpoints.export={formats}"])
+        results = at_once(
+            lambda gathering: run_exports.export_resumed(config, RunFolder(run), step, asked, gathering),
+            in_memory(2),
+        )
+        assert results == [Wish.NONE, Wish.NONE]
+        return files(run / "exports")
+
+    assert [exported(0, "both"), exported(1, "none"), exported(2, "both")] == [set()] * 3
+    comfyui = "step_000001/comfyui/run_step_000001.safetensors"
+    assert exported(1, "comfyui") == {comfyui}
+    written = (run / "exports" / comfyui).stat().st_ino
+    assert exported(1, "comfyui") == {comfyui}
+    assert (run / "exports" / comfyui).stat().st_ino == written, "what is there is not made again"
+    assert len(exported(1, "both")) == 2
+
+
 def test_an_export_on_the_way_does_not_hold_up_a_stop(
     finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
