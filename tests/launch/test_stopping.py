@@ -183,6 +183,29 @@ def test_a_sweep_saves_where_it_trains_and_is_waited_for(sweep: Path) -> None:
     assert f"{sweep}/seed=0: after 0 minutes job 12_0 still runs" in late.stderr
 
 
+@pytest.mark.parametrize(
+    ("prepare", "doctor", "first"),
+    [
+        ("RUNNING", "PENDING", "12 (prepare)"),
+        ("COMPLETED", "RUNNING", "13 (doctor)"),
+        ("COMPLETED",) * 2 + ("",),
+    ],
+)
+def test_a_pipeline_that_is_stopped_tells_what_still_makes_its_dataset_or_ends_it(
+    prepare: str, doctor: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    stages = {"prepare": ["12_0", "12_1"], "doctor": ["13"]}
+    append(run.jobs, {"event": "submitted", "job": "14", "stages": stages})
+    places = {"12_0": "COMPLETED", "12_1": prepare, "13": doctor, "14": "PENDING"}
+    said = "; ".join(f"echo '{job}|{job}|{state}|None|N/A|N/A|'" for job, state in places.items())
+    folder = stand_ins(tmp_path / "bin", monkeypatch, squeue=said, scancel='echo "$@" >> "$HERE/cancelled"')
+    goes_on = f"job {first} goes on with the dataset; `scancel {first[:2]}` ends it, and takes out what waits for it"
+    assert [line for line in ask([run], "stop") if "dataset" in line] == ([goes_on] if first else [])
+    list(ask([run], "now"))
+    assert (folder / "cancelled").read_text().split() == ["14", *([first[:2]] if first else [])]
+
+
 def test_runs_that_are_no_sweep_are_not_stopped_together(sweep: Path) -> None:
     (sweep / "snapshots" / "0123456789abcdef").rmdir()
     (sweep / "snapshots").rmdir()
