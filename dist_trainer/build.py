@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dist_trainer.checkpoints.checkpoint import MASTER
 from dist_trainer.config import RunConfig
 from dist_trainer.feed import flow
 from dist_trainer.feed.conditioning import Recipe
 from dist_trainer.feed.data import make_plan
 from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.deepspeed_config import deepspeed_config
-from dist_trainer.model.engine import Engine
-from dist_trainer.model.lora import add_adapter
+from dist_trainer.model.engine import Engine, Slice
+from dist_trainer.model.lora import add_adapter, is_adapters
 from dist_trainer.model.model import load_transformer
 from dist_trainer.model.optim import make_optimizer
 from dist_trainer.model.start import Start
-from dist_trainer.model.start_weights import start_adapter
+from dist_trainer.model.start_weights import checkpoint_of, start_adapter
 from dist_trainer.rundir import RunState
+from dist_trainer.watch import progress
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
@@ -71,26 +73,54 @@ def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
 
 
 def build_engine(config: RunConfig, world: World, start: Start | None = None) -> Engine:
-    """The model, with its adapter in lora mode, in the engine; its weights are those of `start` where it has them."""
+    """The model, with its adapter in lora mode, in the engine; its weights are those of `start` where it has them.
+
+    Of an adapter or a checkpoint they are exact: what is trained is float32, whatever the model computes in.
+    """
     ds_config = deepspeed_config(config, world.device.type == "cuda")
     whole = start if start and start.kind == "full" else None
+    exact: Callable[[Slice], torch.Tensor] | None = None
     model = load_transformer(config.model.model_source, dtype_of(config), ds_config, world.rank, whole)
     if config.model.training_mode == "lora":
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
         lora = config.lora
         add_adapter(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, config.seed)
         if start and start.kind == "adapter":
+            for name, parameter in model.named_parameters():
+                if is_adapters(name):
+                    parameter.data = parameter.data.float()
             for note in start_adapter(model, start, lora):
                 if world.is_main:
                     print(f"note: {note}", flush=True)
+            exact = _of_adapter(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # The base is on its device already (zero.Init puts it there); DeepSpeed will not move the rest.
                 parameter.data = parameter.data.to(world.device, dtype_of(config))
+    elif whole and whole.is_checkpoint:
+        exact = _of_checkpoint(whole)
     if config.optimization.enable_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.train()
-    return Engine(model, lambda parameters: make_optimizer(parameters, config), ds_config, world)
+    engine = Engine(model, lambda parameters: make_optimizer(parameters, config), ds_config, world)
+    if exact and dtype_of(config) != torch.float32:
+        # DeepSpeed has made its master weights from what the model computes with, which is rounded.
+        for piece, master in engine.masters().items():
+            master.copy_(exact(piece))
+            progress.moved()
+    return engine
+
+
+def _of_adapter(model: Any) -> Callable[[Slice], torch.Tensor]:
+    """What reads slices of the adapter as it is now, flat."""
+    held = {name: parameter.data for name, parameter in model.named_parameters() if is_adapters(name)}
+    return lambda piece: held[piece.name].reshape(-1)[piece.start : piece.stop]
+
+
+def _of_checkpoint(start: Start) -> Callable[[Slice], torch.Tensor]:
+    """What reads slices of a checkpoint's weights, flat float32."""
+    checkpoint = checkpoint_of(start)
+    return lambda piece: checkpoint.read(piece.name, piece.start, piece.stop, (MASTER,))[MASTER]
 
 
 def open_reader(config: RunConfig, dataset: Dataset) -> Reader:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from dist_trainer.begun import Begun
 from dist_trainer.checkpoints.due import is_saved, save_as_asked
-from dist_trainer.exporting.run_exports import export_saved
+from dist_trainer.exporting.run_exports import export_resumed, export_saved
 from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.loop import Events
 from dist_trainer.schedule import lr_at
@@ -60,12 +60,16 @@ def open_events(run: Begun, looks: Sequence[Look]) -> Events:
         wish = save_as_asked(step, wish, config, run.engine, ema, *around, sync_logs, took.append)
         if took and board:
             board.figures(step, {"time/save_s": took[0]})
-        # One that is to stop has a limit, and its checkpoint can be exported later.
-        if took and wish < Wish.COME_BACK:
+        # Before a job's end time is short: the checkpoint is exported when the run comes back.
+        if took and wish is not Wish.COME_BACK:
             wish = max(wish, export_saved(config, run.folder, step, run.requests, run.gathering))
         return wish
 
     def validate(step: int) -> Wish:
+        if step == run.start:
+            wish = export_resumed(config, run.folder, step, run.requests, run.gathering)
+            if wish >= Wish.COME_BACK:
+                return wish
         for look in looks:
             if (wish := look(step)) >= Wish.COME_BACK:
                 done = step == run.start or is_saved(step, run.folder, run.gathering)

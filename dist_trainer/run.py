@@ -13,12 +13,13 @@ from dist_trainer.begun import Begun
 from dist_trainer.board.dashboard import check_sinks, open_board
 from dist_trainer.build import Data, build_data, build_engine, dtype_of, open_reader
 from dist_trainer.checkpoints.due import expect_saves
+from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.checkpoints.resume import resume
 from dist_trainer.config import RunConfig, dump, notices
 from dist_trainer.dist import Gathering
 from dist_trainer.events import open_events, open_looks
 from dist_trainer.exporting.facts import keep_facts
-from dist_trainer.exporting.run_exports import after_export, export_end
+from dist_trainer.exporting.run_exports import after_export, export_end, later
 from dist_trainer.feed.data import check_heldout, open_parts, run_state
 from dist_trainer.feed.feed import Fed, loader, micro_steps
 from dist_trainer.figures.gauge import Gauge
@@ -116,22 +117,28 @@ def finish(
 ) -> Wish:
     """Export what was trained, and upload it where that is asked for, if all steps are done; all ranks together.
 
-    Returns `wish`, or what was asked in the export and did not wait for it: the run exports when it comes back.
+    Returns `wish`, or what was asked in the export and did not wait for it: the run exports when it comes back. One
+    that is stopped for good after its last step, in a look at the model, is exported too, but is not done.
     """
     progress.doing("exporting")
-    if gathering.world.is_main and wish is Wish.NONE:
+    steps, done = config.optimization.steps, wish is Wish.NONE
+    if gathering.world.is_main and (
+        done or (wish is Wish.STOP and steps in complete_steps(folder.checkpoints))
+    ):
         try:
-            written, steps = export_end(config, folder, requests), config.optimization.steps
+            written = export_end(config, folder, requests)
         except ToldToStop as told:
             wish = told.wish
-            say(gathering.world, f"the export after the last step is left unfinished: {told}")
+            by_hand = f"`ltx-train export {folder.root}` makes it"
+            left = f"the export after the last step is left unfinished: {told}; {later(wish, by_hand)}"
+            say(gathering.world, left)
         else:
-            write_text(folder.done, f"{steps}\n")
-            line = (
-                f"done: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
-            )
+            if done:
+                write_text(folder.done, f"{steps}\n")
+            how = "done" if done else "stopped"
+            line = f"{how}: {steps} steps; weights in {written}; watch: tensorboard --logdir {folder.tensorboard}"
             say(gathering.world, line)
-            if uploaded := push_end(config, folder, requests):
+            if done and (uploaded := push_end(config, folder, requests)):
                 say(gathering.world, uploaded)
     # The others stay for the export: a launcher may end a job soon after its first process has ended.
     return after_export(wish, gathering)

@@ -20,6 +20,10 @@ from launch.runs import is_held, jobs_of, settings_of
 from shards.errors import InputError
 
 
+class AllDone(InputError):
+    """All steps of the run are trained."""
+
+
 def let_wait(run: RunFolder) -> str:
     """Take STOP away where a job of the run waits in the queue, which then goes on; its number, "" where none does."""
     stop = run.root / STOP_NAME
@@ -34,8 +38,8 @@ def let_wait(run: RunFolder) -> str:
 def resume(run: RunFolder, asked: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Forecast, Submission]:
     """Queue a run again, with the resources of its last job and those of `asked`, by their names in Resources.
 
-    STOP is taken away. Raises InputError where it trains or waits already, all its steps are done, it cannot go on with
-    the settings `overrides`, or it is not known what to ask for.
+    STOP is taken away. Raises AllDone where all its steps are done, InputError where it trains or waits already, cannot
+    go on with the settings `overrides`, or it is not known what to ask for.
     """
     check_not_queued(run.root)
     known = [
@@ -92,7 +96,7 @@ def _going_on(run: RunFolder, overrides: Sequence[str]) -> Iterator[RunConfig]:
         )
     config = load(settings, [*overrides, f"output_dir={run.root}"])
     if run.steps_done() >= config.optimization.steps:
-        raise InputError(
+        raise AllDone(
             f"{run.root}: all {run.steps_done()} steps are done; give optimization.steps=MORE to go on"
         )
     stop: Path = run.root / STOP_NAME

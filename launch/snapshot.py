@@ -21,6 +21,8 @@ from shards.errors import InputError
 PACKAGES = ("shards", "dist_trainer", "launch")
 SNAPSHOTS, CONFIG_NAME = "snapshots", "config.yaml"
 _AT_ONCE = 32
+# Compiled code, and the tiny model's weights, which only the demo reads, from where it is installed.
+_LEFT_OUT = {"__pycache__", "weights"}
 
 
 def code() -> dict[str, bytes]:
@@ -30,7 +32,7 @@ def code() -> dict[str, bytes]:
         root = _root(package)
         for path in sorted(root.rglob("*")):
             inside = path.relative_to(root)
-            if path.is_file() and "__pycache__" not in inside.parts:
+            if path.is_file() and _LEFT_OUT.isdisjoint(inside.parts):
                 files[f"{package}/{inside.as_posix()}"] = path.read_bytes()
     return files
 

@@ -30,11 +30,13 @@ def ask(runs: Sequence[RunFolder], what: Ask) -> Iterator[str]:
 
     Raises InputError at the end where one is asked to save and nothing trains in it, or it cannot be asked.
     """
-    found = places(job for run in runs for job in jobs_of(run))
+    stages = {run.root: _stages(run) for run in runs}
+    of_stages = (job for stage in stages.values() for jobs in stage.values() for job in jobs)
+    found = places([*(job for run in runs for job in jobs_of(run)), *of_stages])
     refused = []
     for run in runs:
         try:
-            told = _ask(run, what, _known(run, found))
+            told = _ask(run, what, _known(run, found), _live(stages[run.root], found))
         except InputError as error:
             refused.append(str(error))
             continue
@@ -43,7 +45,7 @@ def ask(runs: Sequence[RunFolder], what: Ask) -> Iterator[str]:
         raise InputError("; ".join(refused))
 
 
-def _ask(run: RunFolder, what: Ask, known: Mapping[str, Place]) -> list[str]:
+def _ask(run: RunFolder, what: Ask, known: Mapping[str, Place], stage: tuple[str, str] | None) -> list[str]:
     live = is_held(run) or any(place.runs for place in known.values())
     if not live and run.done.is_file():
         return [f"{run.root}: all {run.steps_done()} steps are done; there is nothing to stop"]
@@ -62,6 +64,8 @@ def _ask(run: RunFolder, what: Ask, known: Mapping[str, Place]) -> list[str]:
         told.append("nothing trains in it now")
     if what == "stop":
         told += [_of_waiting(job, place) for job, place in known.items() if place.waits]
+    if stage:
+        told.append(_of_stage(*stage, now=what == "now"))
     return told
 
 
@@ -109,6 +113,28 @@ def _late(runs: Sequence[RunFolder], what: Ask) -> list[tuple[RunFolder, str]]:
 def _of_waiting(job: str, place: Place) -> str:
     why = f" ({place.reason})" if place.reason else ""
     return f"job {job} waits in the queue{why}: it would only find STOP and end; `scancel {job}` takes it out"
+
+
+def _stages(run: RunFolder) -> dict[str, list[str]]:
+    """Jobs that make and check the dataset of a run that was queued as a pipeline, by stage, in their order."""
+    queued = [record["stages"] for record in read_log(run.jobs) if record.get("stages")]
+    return queued[-1] if queued else {}
+
+
+def _live(stages: Mapping[str, list[str]], found: Mapping[str, Place]) -> tuple[str, str] | None:
+    """The first stage that has not ended, and the number of its job or array."""
+    for name, jobs in stages.items():
+        if any(found[job].waits or found[job].runs for job in jobs if job in found):
+            return name, jobs[0].partition("_")[0]
+    return None
+
+
+def _of_stage(name: str, job: str, now: bool) -> str:
+    """What becomes of the stage of a pipeline that has not ended; Slurm takes out by itself what waits for it."""
+    if now:
+        _scancel(job)
+        return f"cancelled job {job} ({name}): what is complete of the dataset is kept"
+    return f"job {job} ({name}) goes on with the dataset; `scancel {job}` ends it, and takes out what waits for it"
 
 
 def _end(run: RunFolder, known: Mapping[str, Place]) -> list[str]:

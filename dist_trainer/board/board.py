@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +13,12 @@ from rich.console import Console
 
 from dist_trainer.board.sink import Setting, Sink
 from dist_trainer.figures.metrics import StepMetrics
+from dist_trainer.limit import limited
 from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import LineLog, RunFolder
 from dist_trainer.skipped import LOSS, Skipped
+
+_CLOSE_S = 20.0  # Slurm kills 30 s after it has told a job to end
 
 
 class Board:
@@ -86,11 +90,17 @@ class Board:
             log.sync()
 
     def close(self) -> None:
-        """Flush and close all sinks."""
+        """Flush and close all sinks. It never raises, and waits for none longer than a limit: the run may be failing,
+        and the cause of that is to be told.
+        """
         for log in self._logs:
-            log.close()
+            with suppress(OSError):  # its lines have been handed over one by one
+                log.close()
         for sink in self._sinks:
-            sink.close()
+            try:
+                limited(sink.close, _CLOSE_S)
+            except Exception as error:
+                self._print(f"warning: {type(sink).__name__}: not closed: {' '.join(str(error).split())}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

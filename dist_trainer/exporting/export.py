@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from dist_trainer.checkpoints.checkpoint import EMA, MASTER, Checkpoint, newest, open_checkpoint
+from dist_trainer.checkpoints.kept import name_of
 from dist_trainer.config import RunConfig, dump, load
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.exporting.pipeline import Parts, add_parts
@@ -33,6 +34,7 @@ from dist_trainer.model.start_weights import checkpoint_of
 from dist_trainer.model.weights import stored_tensors
 from dist_trainer.rundir import RunFolder
 from dist_trainer.watch import progress
+from shards.atomic import sync_folder
 from shards.errors import InputError
 from shards.source import part
 from shards.storage.masked import masked
@@ -99,6 +101,18 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def is_exported(config: RunConfig, run: RunFolder, step: int, formats: Format) -> bool:
+    """Whether the export of a step is there in these formats; each takes its name when it is complete."""
+    folder = run.exports / name_of(step)
+    diffusers = folder / (LORA_FILE if config.model.training_mode == "lora" else "transformer")
+    pieces = {
+        "diffusers": (diffusers,),
+        "comfyui": (folder / COMFYUI,),
+        "both": (diffusers, folder / COMFYUI),
+    }
+    return all(piece.exists() for piece in pieces[formats])
 
 
 def _write(
@@ -198,8 +212,12 @@ def _clear_left(exports: Path) -> None:
 
 
 def _take_over(temporary: Path, final: Path) -> None:
-    """Move what was written into the step's folder, each piece of it whole, in place of what is there."""
+    """Move what was written into the step's folder, each piece of it whole, in place of what is there.
+
+    It is on the disk then: the run's end is noted after it, and its checkpoint may go.
+    """
     pieces = list(temporary.iterdir())
+    changed = {final.parent.parent, final.parent, final}
     while pieces:
         piece = pieces.pop()
         if piece.name in (MERGED, EMA):
@@ -213,3 +231,6 @@ def _take_over(temporary: Path, final: Path) -> None:
         elif target.is_symlink():
             target.unlink()
         piece.replace(target)
+        changed |= {target.parent, target.parent.parent}
+    for folder in sorted(changed, reverse=True):
+        sync_folder(folder)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from shards.atomic import replacing
 from shards.errors import InputError
 
 INDEX = "model_index.json"
@@ -40,8 +41,13 @@ def add_parts(folder: Path, source: str, how: Parts) -> None:
         if how == "link":
             os.symlink((base / name).resolve(), folder / name)
         else:
-            shutil.copytree(base / name, folder / name)
-    shutil.copyfile(index, folder / INDEX)
+            shutil.copytree(base / name, folder / name, copy_function=_copy)
+    _copy(index, folder / INDEX)
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    with open(source, "rb") as file, replacing(Path(target)) as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def _is_part(kind: object) -> bool:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
-from dist_trainer.exporting.export import Format, Wanted, export
+from dist_trainer.exporting.export import Format, Wanted, export, is_exported
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Requests, ToldToStop, Wish, heeding
 from dist_trainer.watch import progress
@@ -25,17 +25,32 @@ def export_saved(
     An export that fails, for lack of room perhaps, is said and the run goes on: the checkpoint holds all of it. So is
     one that a stop cuts short, which is returned, alike on every rank. The last step is left to the end of the run.
     """
+    return _export(config, folder, step, requests, gathering, anew=True)
+
+
+def export_resumed(
+    config: RunConfig, folder: RunFolder, step: int, requests: Requests, gathering: Gathering
+) -> Wish:
+    """Export the checkpoint that a run goes on from as `export_saved` does, where that has not come to it: what is
+    saved because the run is to stop and come back is not exported then, as time is short.
+    """
+    return _export(config, folder, step, requests, gathering, anew=False) if step else Wish.NONE
+
+
+def _export(
+    config: RunConfig, folder: RunFolder, step: int, requests: Requests, gathering: Gathering, anew: bool
+) -> Wish:
     formats, wish = config.checkpoints.export, Wish.NONE
-    if formats == "none" or step == config.optimization.steps:
+    if formats == "none" or step >= config.optimization.steps:
         return wish
     progress.doing("exporting")
-    if gathering.world.is_main:
+    if gathering.world.is_main and (anew or not is_exported(config, folder, step, formats)):
         again = f"`ltx-train export {folder.root} --step {step}` does it again while its checkpoint is there"
         try:
             export(folder.root, step, Wanted(formats), heeding(requests))
         except ToldToStop as told:
             wish = told.wish
-            print(f"export of step {step} is left unfinished: {told}; {again}", flush=True)
+            print(f"export of step {step} is left unfinished: {told}; {later(wish, again)}", flush=True)
         except (InputError, OSError, SafetensorError) as error:
             print(f"export of step {step} failed: {error}; the run goes on, and {again}", flush=True)
     return after_export(wish, gathering)
@@ -49,6 +64,11 @@ def export_end(config: RunConfig, folder: RunFolder, requests: Requests) -> Path
     asked = config.checkpoints.export
     formats: Format | None = "both" if asked in ("comfyui", "both") else None
     return export(folder.root, None, Wanted(formats), heeding(requests))
+
+
+def later(wish: Wish, by_hand: str) -> str:
+    """What becomes of an export that `wish` has cut short."""
+    return "the run makes it when it comes back" if wish is Wish.COME_BACK else by_hand
 
 
 def after_export(wish: Wish, gathering: Gathering) -> Wish:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
-from dist_trainer.hub.limit import limited
+from dist_trainer.limit import limited
 from shards.errors import InputError
 
 ASK_S = 60.0

@@ -13,7 +13,7 @@ from dist_trainer.exporting.facts import read_facts
 from dist_trainer.hub.access import ask, reason
 from dist_trainer.hub.card import Shown, card
 from dist_trainer.hub.curves import picture
-from dist_trainer.hub.limit import limited
+from dist_trainer.limit import limited
 from dist_trainer.model.family import LORA_FILE
 from dist_trainer.rundir import RunFolder, write_text
 from dist_trainer.stop import Requests, heeding

@@ -132,7 +132,7 @@ def resume_command(
 ) -> None:
     """Go on with a run that has stopped, from its newest checkpoint; takes STOP away. Any number of nodes will do.
 
-    Of a sweep all runs go on that can, each as a job of its own.
+    Of a sweep all runs go on that can, each as a job of its own; those that are done are left as they are.
     """
     from launch import resuming
     from launch.queueing.resources import gpus
@@ -151,16 +151,18 @@ def resume_command(
     if gpus_per_node is not None:
         asked["gpus_per_node"], asked["gpu_type"] = gpus(gpus_per_node)
     changed = {name: value for name, value in asked.items() if value is not None}
-    refused = []
+    queued, refused = 0, 0
     for run in runs:
         try:
             _go_on(run, changed, overrides or [])
+            queued += 1
         except InputError as error:
-            refused.append(error)
-            print(f"error: {error}", file=sys.stderr)
-    if len(refused) < len(runs):
+            done = isinstance(error, resuming.AllDone) and len(runs) > 1
+            refused += not done
+            print(f"{'done' if done else 'error'}: {error}", file=sys.stdout if done else sys.stderr)
+    if queued:
         print(f"watch it:  ltx-launch status {folder}")
-    if refused:
+    if refused or not queued:
         raise typer.Exit(2)
 
 

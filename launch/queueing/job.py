@@ -11,7 +11,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from dist_trainer.checkpoints.kept import complete_steps
+from dist_trainer.checkpoints.kept import complete_steps, name_of
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SIGNALS
 from launch.queueing.supervisor import supervise
@@ -46,7 +46,8 @@ class Training:
 class Command:
     """A command of a stage: `words` for a module. It keeps what is complete, so it may be ended and begun again.
 
-    `done`: a run's folder; where that was stopped before its last step, the command is left out.
+    `done`: the folder of a run that is to be exported; where it was stopped before its last step, or has exported its
+    weights at its end, the command is left out.
     """
 
     module: str
@@ -59,7 +60,7 @@ class Command:
 
     def __call__(self) -> None:
         """Run it; a bad exit code becomes this process's own."""
-        if self.done and (why := _not_done(RunFolder(Path(self.done)))):
+        if self.done and (why := _needless(RunFolder(Path(self.done)))):
             print(why, flush=True)
             return
         # This Python: where the tasks have a container, it is the one inside.
@@ -76,13 +77,15 @@ class Command:
         return DelayedSubmission(self)
 
 
-def _not_done(run: RunFolder) -> str:
-    """Why a run whose job has ended well is not done; empty where it is."""
-    if run.steps_done():
-        return ""
+def _needless(run: RunFolder) -> str:
+    """Why a run whose job has ended well is not to be exported; empty where it is."""
+    if done := run.steps_done():
+        # DONE is written after the export.
+        exported = run.exports / name_of(done)
+        return f"{exported}: written by the training at its end" if exported.is_dir() else ""
     step = max(complete_steps(run.checkpoints), default=0)
     by_hand = f", or export what there is: ltx-train export {run.root}" if step else ""
     return (
-        f"{run.root}: stopped after step {step}, so nothing is exported; go on, and it exports at its end: "
+        f"{run.root}: stopped after step {step}, so this stage exports nothing; go on, and it exports at its end: "
         f"ltx-launch resume {run.root}{by_hand}"
     )

@@ -96,15 +96,16 @@ def pipeline(config: RunConfig, resources: Resources, data: Data) -> list[Stage]
     planned, training = stages(config, resources, data)
     check_not_queued(training.runs[0])
     queued: list[Stage] = []
+    jobs: dict[str, list[str]] = {}
     with kept(training):
         try:
             for stage in planned:
                 order = stage.order.after(queued[-1].job) if queued else stage.order
-                job = queue(order)[0].partition("_")[0]
-                queued.append(replace(stage, order=order, job=job))
+                jobs[stage.name] = queue(order)
+                queued.append(replace(stage, order=order, job=jobs[stage.name][0].partition("_")[0]))
         except BaseException:
             if queued:
                 cancel([stage.job for stage in queued], training.order.folder)
             raise
-    record(training, [stage.job for stage in queued if stage.name == "train"])
+    record(training, jobs["train"], {name: jobs[name] for name in ("prepare", "doctor")})
     return queued

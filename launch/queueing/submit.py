@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,8 +121,10 @@ def hand_in(prepared: Prepared) -> list[Submission]:
     return record(prepared, jobs)
 
 
-def record(prepared: Prepared, jobs: Sequence[str]) -> list[Submission]:
-    """Write the job of each run into its log."""
+def record(
+    prepared: Prepared, jobs: Sequence[str], stages: Mapping[str, Sequence[str]] | None = None
+) -> list[Submission]:
+    """Write the job of each run into its log. `stages`: jobs, by stage, of which the run's own waits for the last."""
     for job, run in zip(jobs, prepared.runs, strict=True):
         append(
             RunFolder(run).jobs,
@@ -135,6 +137,7 @@ def record(prepared: Prepared, jobs: Sequence[str]) -> list[Submission]:
                 "ranks": prepared.asked.ranks,
                 "resources": prepared.asked.record(),
                 "folder": os.getcwd(),
+                **({"stages": stages} if stages else {}),
             },
         )
     return [Submission(job, run) for job, run in zip(jobs, prepared.runs, strict=True)]

@@ -100,5 +100,8 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
     assert (tmp_path / "snapshots").is_file()
 
 
-def test_no_compiled_code_is_taken() -> None:
-    assert not [name for name in snapshot.code() if "__pycache__" in name]
+def test_neither_compiled_code_nor_weights_are_taken() -> None:
+    files = snapshot.code()
+    assert not [name for name in files if "__pycache__" in name]
+    assert max(map(len, files.values())) < 100_000
+    assert "dist_trainer/tiny/transformer.yaml" in files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
+from dist_trainer.config import dump, load
 from dist_trainer.rundir import RunFolder, append, read_log
+from launch.cli import main
 from launch.ended.tail import last_step
 from launch.looking.status import Status, statuses
+from launch.queueing.resources import Resources
 from launch.stopping import ask, wait
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
@@ -137,9 +141,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(3):
         run = RunFolder(root / f"seed={number}")
         run.ranks.mkdir(parents=True)
-        append(run.jobs, {"event": "submitted", "job": f"12_{number}"})
+        asked = Resources(gpus_per_node=0).record()
+        append(run.jobs, {"event": "submitted", "job": f"12_{number}", "resources": asked})
     append(RunFolder(root / "seed=0").jobs, {"event": "began", "job": "13"})
-    (root / "seed=2" / "DONE").write_text("3\n")
+    done = RunFolder(root / "seed=2")
+    done.done.write_text("3\n")
+    described = tiny_config(root, root / "data", done.root, optimization={"steps": 3})
+    done.config.write_text(dump(load(write_config(tmp_path / "c.yaml", described))))
     said = "echo '12_0|13|RUNNING|None|N/A|N/A|node1'; echo '12_1|12|PENDING|Resources|N/A|N/A|'"
     stand_ins(tmp_path / "bin", monkeypatch, squeue=said, scancel='echo "$@" >> "$HERE/cancelled"')
     return root
@@ -175,6 +183,29 @@ def test_a_sweep_saves_where_it_trains_and_is_waited_for(sweep: Path) -> None:
     assert f"{sweep}/seed=0: after 0 minutes job 12_0 still runs" in late.stderr
 
 
+@pytest.mark.parametrize(
+    ("prepare", "doctor", "first"),
+    [
+        ("RUNNING", "PENDING", "12 (prepare)"),
+        ("COMPLETED", "RUNNING", "13 (doctor)"),
+        ("COMPLETED",) * 2 + ("",),
+    ],
+)
+def test_a_pipeline_that_is_stopped_tells_what_still_makes_its_dataset_or_ends_it(
+    prepare: str, doctor: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    stages = {"prepare": ["12_0", "12_1"], "doctor": ["13"]}
+    append(run.jobs, {"event": "submitted", "job": "14", "stages": stages})
+    places = {"12_0": "COMPLETED", "12_1": prepare, "13": doctor, "14": "PENDING"}
+    said = "; ".join(f"echo '{job}|{job}|{state}|None|N/A|N/A|'" for job, state in places.items())
+    folder = stand_ins(tmp_path / "bin", monkeypatch, squeue=said, scancel='echo "$@" >> "$HERE/cancelled"')
+    goes_on = f"job {first} goes on with the dataset; `scancel {first[:2]}` ends it, and takes out what waits for it"
+    assert [line for line in ask([run], "stop") if "dataset" in line] == ([goes_on] if first else [])
+    list(ask([run], "now"))
+    assert (folder / "cancelled").read_text().split() == ["14", *([first[:2]] if first else [])]
+
+
 def test_runs_that_are_no_sweep_are_not_stopped_together(sweep: Path) -> None:
     (sweep / "snapshots" / "0123456789abcdef").rmdir()
     (sweep / "snapshots").rmdir()
@@ -186,16 +217,42 @@ def test_runs_that_are_no_sweep_are_not_stopped_together(sweep: Path) -> None:
 def test_all_runs_of_a_sweep_go_on_that_can(sweep: Path) -> None:
     (sweep / "seed=1" / "STOP").touch()
     done = ltx_launch("resume", sweep)
-    assert done.returncode == 2, "two of them do not"
+    assert done.returncode == 2, "one of them trains"
     assert "job 12_1 waits in the queue, and goes on" in done.stdout
     assert f"watch it:  ltx-launch status {sweep}\n" in done.stdout
     assert not (sweep / "seed=1" / "STOP").exists()
-    refused = done.stderr.splitlines()
-    assert [line.startswith("error: ") for line in refused] == [True, True]
-    assert "its job 12_0 is running" in refused[0]
+    [refused] = done.stderr.splitlines()
+    assert refused.startswith("error: ")
+    assert "its job 12_0 is running" in refused
+    assert f"done: {sweep}/seed=2: all 3 steps are done; " in done.stdout
     one = ltx_launch("resume", sweep, "--local")
     assert one.returncode == 2
     assert "is a sweep; with --local give one of its runs" in one.stderr
+
+
+def test_a_sweep_goes_on_without_its_runs_that_are_done(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = "echo '12_0|13|PENDING|Priority|N/A|N/A|'; echo '12_1|12|PENDING|Priority|N/A|N/A|'"
+    stand_ins(sweep.parent / "bin", monkeypatch, squeue=waiting)
+
+    def resumed() -> int:
+        monkeypatch.setattr("sys.argv", ["ltx-launch", "resume", str(sweep)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    for number in (0, 1):
+        (sweep / f"seed={number}" / "STOP").touch()
+    assert resumed() == 0
+    told = capsys.readouterr()
+    assert told.out.count("took STOP away") == 2
+    assert f"done: {sweep}/seed=2: all 3 steps are done; " in told.out
+    assert told.err == ""
+    for number in (0, 1):
+        shutil.rmtree(sweep / f"seed={number}")
+    shutil.copytree(sweep / "seed=2", sweep / "seed=1")
+    assert resumed() == 2, "nothing is left to go on with"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dist_trainer.board import board as module
 from dist_trainer.board.board import Board
 from dist_trainer.board.tensorboard import TensorBoard
 from dist_trainer.config import load
@@ -233,3 +234,27 @@ def test_the_figures_of_a_real_run_agree_with_each_other(finished_runs: Path) ->
         assert record["train/learning_rate"] == 0.01
         assert record["time/data_wait_s"] <= record["time/step_s"]
     assert json.loads((finished_runs / "full" / "state.json").read_text())["samples_per_step"] == 7
+
+
+class Stuck:
+    """A sink that fails when it is closed, after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def close(self) -> None:
+        time.sleep(self._seconds)
+        raise RuntimeError("the service\nis gone")
+
+
+def test_a_sink_that_cannot_be_closed_hides_no_cause_and_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    sinks: Any = [Stuck(0.0), Stuck(30.0)]
+    board = Board(RunFolder(tmp_path), 0, sinks, 1, total_steps=10)
+    board.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: Stuck: not closed: the service is gone",
+        "warning: Stuck: not closed: no answer within 0.2 seconds",
+    ]

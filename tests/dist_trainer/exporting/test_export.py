@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,23 @@ def test_exporting_again_replaces_the_export(full: Path) -> None:
     assert export(full) == folder
     assert not (folder / "transformer" / "stale").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_export_is_on_the_disk_when_it_is_told_done(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folders' names too: DONE, which is written next, must not outlive it."""
+    synced: list[tuple[Path, set[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path, {entry.name for entry in path.iterdir()} if path.is_dir() else set()))
+
+    shutil.rmtree(full / "exports")
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = export(full, wanted=Wanted(formats="both"))
+    last = dict(synced)
+    assert {"transformer", "comfyui"} <= last[folder]
+    assert folder.name in last[folder.parent]
+    assert "exports" in last[full]
 
 
 def test_what_a_killed_export_left_goes_once_it_is_old(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:

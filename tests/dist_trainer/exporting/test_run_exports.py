@@ -11,6 +11,7 @@ from dist_trainer import stop
 from dist_trainer.config import RunConfig, load
 from dist_trainer.exporting import run_exports
 from dist_trainer.model.family import LORA_FILE
+from dist_trainer.run import finish
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Requests, Wish
 from shards.dataset.opened import Dataset
@@ -67,6 +68,32 @@ def test_an_export_that_fails_on_the_way_is_said_and_the_run_goes_on(
         run_exports.export_end(config, RunFolder(run), asked)
 
 
+def test_a_run_goes_on_with_the_export_of_its_checkpoint_where_that_lacks_what_is_asked_for(
+    finished_runs: Path, tmp_path: Path
+) -> None:
+    run = Path(
+        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
+    )
+    asked = Requests(tmp_path, is_main=True)
+
+    def exported(step: int, formats: str) -> set[str]:
+        config = load(run / "config.yaml", [f"checkpoints.export={formats}"])
+        results = at_once(
+            lambda gathering: run_exports.export_resumed(config, RunFolder(run), step, asked, gathering),
+            in_memory(2),
+        )
+        assert results == [Wish.NONE, Wish.NONE]
+        return files(run / "exports")
+
+    assert [exported(0, "both"), exported(1, "none"), exported(2, "both")] == [set()] * 3
+    comfyui = "step_000001/comfyui/run_step_000001.safetensors"
+    assert exported(1, "comfyui") == {comfyui}
+    written = (run / "exports" / comfyui).stat().st_ino
+    assert exported(1, "comfyui") == {comfyui}
+    assert (run / "exports" / comfyui).stat().st_ino == written, "what is there is not made again"
+    assert len(exported(1, "both")) == 2
+
+
 def test_an_export_on_the_way_does_not_hold_up_a_stop(
     finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +116,23 @@ def test_an_export_on_the_way_does_not_hold_up_a_stop(
     assert exported() == [Wish.STOP, Wish.STOP]
     assert not list((run / "exports").iterdir())
     assert "export of step 1 is left unfinished: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wish", "steps", "exported"), [(Wish.STOP, 2, True), (Wish.STOP, 3, False), (Wish.COME_BACK, 2, False)]
+)
+def test_a_run_stopped_for_good_in_a_look_after_its_last_step_is_exported_but_not_done(
+    finished_runs: Path, tmp_path: Path, wish: Wish, steps: int, exported: bool
+) -> None:
+    left = shutil.ignore_patterns("exports", "DONE")
+    folder = RunFolder(Path(shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=left)))
+    config = load(folder.config, [f"optimization.steps={steps}"])
+    asked = Requests(tmp_path, is_main=True)
+    assert (
+        at_once(lambda gathering: finish(config, folder, wish, asked, gathering), in_memory(2)) == [wish] * 2
+    )
+    assert bool(files(folder.root / "exports")) == exported
+    assert not folder.done.exists()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tests.support.forked import launch, several
 from tests.support.runs import lora_blocks, tiny_config, write_config
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+BF16 = {"acceleration": {"mixed_precision_mode": "bf16"}}
 BLOCK = "transformer_blocks.0.attn1.to_q"
 
 
@@ -203,9 +204,10 @@ def started(
 
     several(
         2,
-        write("full", full),
+        write("full", full, **BF16),
         write("from_export", full / "exports" / "step_000002"),
-        write("ic_lora", ic_lora, **lora_blocks(reference=True)),
+        write("ic_lora", ic_lora, **lora_blocks(reference=True), **BF16),
+        write("from_file", ic_lora / "exports" / "step_000002", **lora_blocks(reference=True), **BF16),
         write("lora_on_full", full, **lora_blocks()),
         logs=root / "logs",
     )
@@ -213,12 +215,13 @@ def started(
 
 
 @pytest.mark.parametrize(
-    ("run", "origin"), [("full", "full"), ("from_export", "full"), ("ic_lora", "ic_lora")]
+    ("run", "origin"),
+    [("full", "full"), ("from_export", "full"), ("ic_lora", "ic_lora"), ("from_file", "ic_lora")],
 )
 def test_a_run_begins_with_the_weights_it_is_given(
     started: Path, finished_runs: Path, run: str, origin: str
 ) -> None:
-    """Under ZeRO-3, on two ranks; at learning rate 0 it gives back what it read."""
+    """Under ZeRO-3, on two ranks, also computing in bf16; at learning rate 0 it gives back what it read."""
     found, expected = newest_weights(started / run), newest_weights(finished_runs / origin)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -48,7 +48,7 @@ def test_a_command_that_slurm_ends_waits_to_be_ended_itself(
         assert bool(waited) == waits
 
 
-def test_a_command_for_a_run_that_is_done_is_left_out_where_that_was_stopped_before(
+def test_the_export_of_a_run_is_left_out_where_it_was_stopped_before_its_end_or_has_exported_itself(
     stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.write_text("import sys; sys.exit(3)")
@@ -56,7 +56,7 @@ def test_a_command_for_a_run_that_is_done_is_left_out_where_that_was_stopped_bef
     export = Command("stage", (), done=str(run))
     export()
     said = capsys.readouterr().out
-    assert said.startswith(f"{run}: stopped after step 0, so nothing is exported; ")
+    assert said.startswith(f"{run}: stopped after step 0, so this stage exports nothing; ")
     assert said.endswith(f"ltx-launch resume {run}\n")
     (run / "checkpoints" / "step_000007").mkdir(parents=True)
     (run / "checkpoints" / "step_000007" / "checkpoint.json").write_text("{}")
@@ -66,3 +66,7 @@ def test_a_command_for_a_run_that_is_done_is_left_out_where_that_was_stopped_bef
     with pytest.raises(SystemExit) as end:
         export()
     assert end.value.code == 3
+    (run / "exports" / "step_000007").mkdir(parents=True)
+    capsys.readouterr()
+    export()
+    assert capsys.readouterr().out == f"{run}/exports/step_000007: written by the training at its end\n"

@@ -59,6 +59,7 @@ def test_each_stage_waits_for_the_one_before_and_for_nothing_that_failed(
         assert "--partition=gpu" in asked(slurm, job)
     (record,) = read_log(RunFolder(Path(config.output_dir)).jobs)
     assert record["job"] == "102"
+    assert record["stages"] == {"prepare": ["100_0", "100_1", "100_2"], "doctor": ["101"]}
 
 
 def test_stages_ask_for_what_they_need(config: RunConfig, data: Data, slurm: Path) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for the hub, whose client waits for ever, no longer than a limit."""
+"""Waiting for a service, whose client may wait for ever, no longer than a limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def limited(work: Callable[[], _Found], limit_s: float, heed: Callable[[], None]
         except Exception as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run, name="hub", daemon=True)
+    thread = threading.Thread(target=run, name="limited", daemon=True)
     thread.start()
     deadline = time.monotonic() + limit_s
     while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
