@@ -10,7 +10,6 @@ from rich.table import Table
 
 from dist_trainer.config import RunConfig, load
 from dist_trainer.rundir import RunFolder, read_log
-from launch.lessons import clips_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,20 +36,6 @@ def showing(videos: Sequence[np.ndarray], colour: str) -> float:
     from dist_trainer.tiny.probe import look
 
     return sum(look(video).colour == colour for video in videos) / len(videos)
-
-
-def overlaps(run: Path, last: bool) -> tuple[float, float]:
-    """How far the shapes of a run's videos are those whose edges are their references, in [0,1]; and how far they are
-    those of other videos' references.
-    """
-    from dist_trainer.tiny.probe import overlap
-
-    meant = clips_of(_config(run).validation.prompts)
-    own, other = (
-        [overlap(video, clip) for video, clip in zip(samples(run, last), clips, strict=True)]
-        for clips in (meant, [*meant[1:], *meant[:1]])
-    )
-    return sum(own) / len(own), sum(other) / len(other)
 
 
 def heldout(run: Path, name: str = "loss") -> tuple[float, float]:
@@ -80,21 +65,16 @@ _Row = tuple[str, str, str]
 
 def _colour(run: Path, colour: str) -> list[_Row]:
     shares = [showing(samples(run, last), colour) for last in (False, True)]
-    return [_shares(f"videos that are {colour}", *shares), _losses(run, _UNSEEN)]
+    before, after = (f"{share:.0%}" for share in shares)
+    return [(f"videos that are {colour}", before, after), _losses(run, _UNSEEN)]
 
 
 def _edges(run: Path) -> list[_Row]:
-    (own, other), (own_after, other_after) = overlaps(run, False), overlaps(run, True)
     return [
         _losses(run, f"{_UNSEEN}, true edges", "reference_true"),
         _losses(run, "... another clip's edges", "reference_shuffled"),
-        _shares("overlap with what the edges outline", own, own_after),
-        _shares("... what another video's outline", other, other_after),
+        _losses(run, "... no edges", "reference_absent"),
     ]
-
-
-def _shares(figure: str, before: float, after: float) -> _Row:
-    return figure, f"{before:.0%}", f"{after:.0%}"
 
 
 def _losses(run: Path, figure: str, name: str = "loss") -> _Row:

@@ -25,9 +25,8 @@ from shards.prepare.media.shapes import edges
 from tests.support.browser import Browser, browser, wait_for
 from tests.support.runs import environment, free_port
 
-_ENLARGED = 2
 _LOSSES = (360, 75, 1440, 740)  # of a page of 1600 pixels: left, top, right, bottom
-_GAP = 4  # pixels between videos
+_GAP = 2  # pixels between videos
 
 
 def learned(runs: Path, folder: Path) -> None:
@@ -38,8 +37,6 @@ def learned(runs: Path, folder: Path) -> None:
             prompts = load(RunFolder(runs / mode).config).validation.prompts
             rows.insert(0, [edges(clip) for clip in clips_of(prompts)])
         frames = np.concatenate(_apart([np.concatenate(_apart(row, 2), axis=2) for row in rows], 1), axis=1)
-        for axis in (1, 2):
-            frames = frames.repeat(_ENLARGED, axis=axis)
         (folder / f"{mode}.gif").write_bytes(animated(frames, FPS))
 
 
