@@ -15,7 +15,8 @@ import numpy as np
 
 from dist_trainer.dist import Gathering
 from dist_trainer.feed.substitute import substitutes
-from dist_trainer.rundir import RunFolder, records
+from dist_trainer.logs import records
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from shards.errors import DamagedSample, InputError
 from shards.plan import Plan, Step

@@ -16,7 +16,8 @@ import numpy as np
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.dist import Gathering
-from dist_trainer.rundir import RunFolder, records
+from dist_trainer.logs import records
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.plan import Step

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from dist_trainer.config import RunConfig, load
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.job import LOCAL
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
 from launch.ended.after import Verdict, ended
 from launch.ended.cause import ending, mark

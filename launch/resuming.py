@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.config import RunConfig, load
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import STOP_NAME
 from launch.ended.squeue import places
 from launch.local import train

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from launch.snapshot import CONFIG_NAME, SNAPSHOTS
 from shards.errors import InputError
 

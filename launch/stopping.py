@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from dist_trainer.job import LOCAL
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SAVE_NAME, STOP_NAME
 from launch.ended.asking import ask_slurm
 from launch.ended.requeue import Place

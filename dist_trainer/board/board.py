@@ -14,8 +14,9 @@ from rich.console import Console
 from dist_trainer.board.sink import Setting, Sink
 from dist_trainer.figures.metrics import StepMetrics
 from dist_trainer.limit import limited
+from dist_trainer.logs import LineLog
 from dist_trainer.replaced import Replaced
-from dist_trainer.rundir import LineLog, RunFolder
+from dist_trainer.rundir import RunFolder
 from dist_trainer.skipped import LOSS, Skipped
 
 _CLOSE_S = 20.0  # Slurm kills 30 s after it has told a job to end

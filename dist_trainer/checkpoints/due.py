@@ -9,9 +9,10 @@ from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.checkpoints.saving import NoRoom, Piece, save
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
+from dist_trainer.logs import append, read_log
 from dist_trainer.model.ema import Ema
 from dist_trainer.model.engine import Engine
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Requests, Wish, agreed
 from dist_trainer.watch import progress
 from dist_trainer.world import World

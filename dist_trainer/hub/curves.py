@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_trainer.rundir import RunFolder, records
+from dist_trainer.logs import records
+from dist_trainer.rundir import RunFolder
 
 _RAW, _LINE, _HELD = "#bbccee", "#4477aa", "#cc6677"
 _WINDOWS = 50  # the smoothed line averages over a fiftieth of the run

@@ -19,13 +19,14 @@ from typing import Any
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering, MissingRanks
 from dist_trainer.job import start_of
+from dist_trainer.logs import append
 from dist_trainer.preflight import clock, code, data, device, figures, network, room, storage
 from dist_trainer.preflight.finding import Finding, error_of
 from dist_trainer.preflight.judges import devices as device_judge
 from dist_trainer.preflight.judges import hosts as host_judge
 from dist_trainer.preflight.judges import network as network_judge
 from dist_trainer.preflight.limit import Outcome, try_all
-from dist_trainer.rundir import RunFolder, append
+from dist_trainer.rundir import RunFolder
 from dist_trainer.world import hostname
 
 LIMIT_S = (

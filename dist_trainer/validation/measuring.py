@@ -11,7 +11,8 @@ from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.feed.holdout import chosen
 from dist_trainer.figures.metrics import forget_peak
-from dist_trainer.rundir import RunFolder, records
+from dist_trainer.logs import records
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.due import is_due

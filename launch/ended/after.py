@@ -11,7 +11,8 @@ from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import load
 from dist_trainer.config.health import HealthConfig
 from dist_trainer.job import LOCAL, start_of
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
 from launch.ended.requeue import gone, place, queued_as
 from launch.ended.tail import last_step

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
 from launch.ended.tail import tail
 

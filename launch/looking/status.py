@@ -11,7 +11,8 @@ from typing import Any
 
 from dist_trainer.checkpoints.kept import META, complete_steps, name_of
 from dist_trainer.config import load
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE, STOP_NAME
 from launch.ended.after import bad_hosts
 from launch.ended.cause import TOO_EARLY

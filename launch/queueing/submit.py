@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_trainer.config import RunConfig
-from dist_trainer.rundir import RunFolder, append
+from dist_trainer.logs import append
+from dist_trainer.rundir import RunFolder
 from launch import snapshot
 from launch.ended.after import to_avoid
 from launch.ended.squeue import places

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 import submitit
 
 from dist_trainer.job import start_of
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE, ENDS_AT, SIGNALS
 from launch.ended.after import Verdict, after, began, ended, health_of, refusal
 from launch.ended.cause import Ending, ending, mark_log

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from launch.cli import main
 from launch.ended.after import began
 from tests.support.programs import stand_ins

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import COME_BACK_CODE
 from launch.local import local
 from tests.support.launched import STEPS, Launched, ltx_launch

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.config import dump, load
-from dist_trainer.rundir import RunFolder, append
+from dist_trainer.logs import append
+from dist_trainer.rundir import RunFolder
 from launch import resuming
 from launch.ended.requeue import Place
 from launch.queueing.resources import Resources

@@ -14,7 +14,8 @@ import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
 from dist_trainer.config import dump, load
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from launch.cli import main
 from launch.ended.tail import last_step
 from launch.looking.status import Status, statuses

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from dist_trainer.checkpoints.kept import complete_steps
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from tests.support import slurm as slurms
 from tests.support import ssh

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from tests.support.runs import ROOT, environment, lines, tiny_config, write_config
 from tests.support.slurm import Cluster

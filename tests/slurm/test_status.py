@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, append
+from dist_trainer.logs import append
+from dist_trainer.rundir import RunFolder
 from launch.ended.tail import last_step
 from shards.dataset.opened import Dataset
 from tests.support.runs import ROOT, environment, tiny_config, trained, write_config

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from tests.support import forked
 from tests.support.audit import assert_same_run

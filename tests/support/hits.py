@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dist_trainer.checkpoints.kept import complete_steps
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from tests.support.runs import ROOT, environment
 from tests.support.slurm import Cluster, cluster, missing
 

@@ -13,9 +13,10 @@ import pytest
 
 from dist_trainer.config import RunConfig, load
 from dist_trainer.dist import Gathering, MissingRanks
+from dist_trainer.logs import read_log
 from dist_trainer.preflight.code import ROOT
 from dist_trainer.preflight.trial import alone
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.rundir import RunFolder
 from shards.dataset.opened import Dataset
 from tests.support.bench import Bench, assert_refused
 from tests.support.forked import Ended

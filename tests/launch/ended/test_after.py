@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.config import dump, load
-from dist_trainer.rundir import RunFolder, append, read_log, write_text
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder, write_text
 from launch.ended.after import Verdict, after, bad_hosts, began, ended, refusal
 from launch.ended.requeue import Place
 from tests.support.runs import ROOT

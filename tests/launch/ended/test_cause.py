@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, append, write_text
+from dist_trainer.logs import append
+from dist_trainer.rundir import RunFolder, write_text
 from launch.ended.cause import TOO_EARLY, ending, mark, srun_log
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.rundir import RunFolder, append
+from dist_trainer.logs import append
+from dist_trainer.rundir import RunFolder
 from launch.ended.cause import ending
 from launch.ended.requeue import Place
 from launch.looking.status import Status, statuses

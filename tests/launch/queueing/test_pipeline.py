@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.config import RunConfig, load
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from launch.cli import main
 from launch.queueing import queue
 from launch.queueing.pipeline import Data, pipeline, stages

@@ -11,7 +11,8 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from dist_trainer.config import RunConfig, load
-from dist_trainer.rundir import RunFolder, append, read_log
+from dist_trainer.logs import append, read_log
+from dist_trainer.rundir import RunFolder
 from launch.cli import main
 from launch.cli.slurm import say_kept_away
 from launch.queueing import queue

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dist_trainer.config import dump, load
-from dist_trainer.rundir import RunFolder, read_log
+from dist_trainer.logs import read_log
+from dist_trainer.rundir import RunFolder
 from launch.cli import main
 from launch.ended.after import Verdict
 from launch.queueing import supervisor
