@@ -21,8 +21,8 @@ from shards.errors import InputError
 PACKAGES = ("shards", "dist_trainer", "launch")
 SNAPSHOTS, CONFIG_NAME = "snapshots", "config.yaml"
 _AT_ONCE = 32
-# Compiled code, and the tiny model's weights, which only the demo reads, from where it is installed.
-_LEFT_OUT = {"__pycache__", "weights"}
+_COMPILED = "__pycache__"
+_UNUSED = ("dist_trainer/tiny/weights/",)  # which the demo reads, from where it is installed
 
 
 def code() -> dict[str, bytes]:
@@ -31,9 +31,9 @@ def code() -> dict[str, bytes]:
     for package in PACKAGES:
         root = _root(package)
         for path in sorted(root.rglob("*")):
-            inside = path.relative_to(root)
-            if path.is_file() and _LEFT_OUT.isdisjoint(inside.parts):
-                files[f"{package}/{inside.as_posix()}"] = path.read_bytes()
+            name = f"{package}/{path.relative_to(root).as_posix()}"
+            if path.is_file() and _COMPILED not in path.parts and not name.startswith(_UNUSED):
+                files[name] = path.read_bytes()
     return files
 
 

@@ -144,7 +144,8 @@ def _end(run: RunFolder, known: Mapping[str, Place]) -> list[str]:
     for job, place in known.items():
         if place.runs or place.waits:
             _scancel(job)
-            told.append(f"cancelled job {job}: what was trained since the last checkpoint is lost")
+            lost = ": what was trained since the last checkpoint is lost" if place.runs else ""
+            told.append(f"cancelled job {job}{lost}")
     if not told and is_held(run):
         told.append(_interrupt(run))
     return told or ["nothing trains in it now"]

@@ -37,13 +37,6 @@ def look(frames: np.ndarray) -> Seen:
     return Seen(_colour(frames, masks), _shape(masks, centres), _move(centres))
 
 
-def overlap(frames: np.ndarray, others: np.ndarray) -> float:
-    """How far two clips uint8 [F,H,W,3] show the same shape at the same place: intersection over union, in [0,1]."""
-    ours, theirs = (clip.max(axis=-1) > _BRIGHT for clip in (frames, others))
-    both, either = (joined.sum(axis=(1, 2)) for joined in (ours & theirs, ours | theirs))
-    return float(np.mean(both / np.maximum(either, 1)))
-
-
 def share_right(clips: Sequence[np.ndarray], captions: Sequence[str]) -> dict[str, float]:
     """Shares of clips, in [0,1], whose colour, shape and move are those of their captions, and of all three."""
     seen = [look(clip) for clip in clips]

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline
-from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_trainer.model.family import WEIGHTS
 from dist_trainer.tiny.domain import FRAMES, SIZE, scenes
 from dist_trainer.tiny.model import tiny_scheduler, tiny_text_encoder, tiny_tokenizer
 from dist_trainer.tiny.muon import Muon
@@ -144,15 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, and write the pipeline's folder, its VAE in bfloat16."""
     parser = argparse.ArgumentParser(prog="dist_trainer.tiny.train_vae", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the pipeline goes")
-    parser.add_argument("--start", type=Path, help="a pipeline whose VAE to go on from")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(1)
     vae = new_vae(parsed.seed)
-    if parsed.start:
-        vae.load_state_dict(load_file(parsed.start / "vae" / WEIGHTS))
     train(vae, parsed.steps, parsed.learning_rate, parsed.seed)
     vae.eval().to(torch.bfloat16).float()  # what is measured is what is stored
     set_statistics(vae, parsed.seed)

@@ -162,7 +162,7 @@ def resume_command(
             print(f"{'done' if done else 'error'}: {error}", file=sys.stdout if done else sys.stderr)
     if queued:
         print(f"watch it:  ltx-launch status {folder}")
-    if refused or not queued:
+    if refused:
         raise typer.Exit(2)
 
 

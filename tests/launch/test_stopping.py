@@ -253,7 +253,8 @@ def test_a_sweep_goes_on_without_its_runs_that_are_done(
     for number in (0, 1):
         shutil.rmtree(sweep / f"seed={number}")
     shutil.copytree(sweep / "seed=2", sweep / "seed=1")
-    assert resumed() == 2, "nothing is left to go on with"
+    assert resumed() == 0
+    assert capsys.readouterr().out.count("done: ") == 2, "and nothing is left to go on with"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

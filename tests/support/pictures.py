@@ -6,6 +6,7 @@ python -m tests.support.pictures demo/runs docs/pictures
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from tests.support.browser import Browser, browser, wait_for
 from tests.support.runs import environment, free_port
 
 _LOSSES = (360, 75, 1440, 740)  # of a page of 1600 pixels: left, top, right, bottom
+_CARDS = 5  # in there
 _GAP = 2  # pixels between videos
 
 
@@ -51,8 +53,8 @@ def charts(runs: Path, folder: Path) -> None:
 
 
 def _drawn(page: Browser) -> bool:
-    shown = page.texts("tf-custom-scalar-multi-line-chart-card")
-    return bool(shown) and "Matches (0)" not in shown[0] and "Matches (" in shown[0]
+    cards = page.texts("tf-custom-scalar-multi-line-chart-card")[:_CARDS]
+    return len(cards) == _CARDS and all(re.search(r"Matches \([1-9]", card) for card in cards)
 
 
 def _apart(videos: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from dist_trainer.tiny.domain import scenes
-from dist_trainer.tiny.probe import Seen, look, overlap, share_right
+from dist_trainer.tiny.probe import Seen, look, share_right
 from shards.prepare.media.shapes import COLOURS, NEW_COLOURS, NEW_SHAPES, SHAPES, draw
 
 ALL = scenes(24 * 7 * 5 // 6, 3, colours=(*COLOURS, *NEW_COLOURS), shapes=(*SHAPES, *NEW_SHAPES), pictures=0)
@@ -37,13 +37,3 @@ def test_nothing_is_seen_in_darkness_and_no_move_in_a_picture() -> None:
     picture = scenes(8, 0)[7]
     assert look(draw(picture)) == Seen(picture.colour, picture.shape, None)
     assert look(draw(picture)).follows(picture.caption)
-
-
-def test_clips_overlap_where_they_show_the_same_shape_at_the_same_place() -> None:
-    here = ALL[0]._replace(start=(0, 0))
-    near, far = here._replace(start=(4, 0)), here._replace(start=(40, 0))
-    random = np.random.default_rng(0)
-    assert overlap(draw(here), spoiled(draw(here), random)) > 0.8
-    assert 0.4 < overlap(draw(here), draw(near)) < 0.8
-    assert overlap(draw(here), draw(far)) < 0.1
-    assert overlap(draw(here), np.zeros((9, 64, 64, 3), np.uint8)) == 0
