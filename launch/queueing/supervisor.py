@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -87,13 +87,13 @@ def _see_to(run: RunFolder, end: Ending, task: submitit.JobEnvironment, queue_ag
     print(f"ended with code {end.code}: {end.cause}; {verdict.why}" if end.code else verdict.why, flush=True)
     if verdict.again:
         told: list[int] = []
-        # Slurm ends the job meanwhile, which must not cut this short.
         signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         try:
-            if not verdict.queued:
-                assert callable(queue_again), "submitit has set a handler"
-                _come_back(task, queue_again)
-            keep_away(queued_as(os.environ), verdict.exclude)
+            with _term_waits():
+                if not verdict.queued:
+                    assert callable(queue_again), "submitit has set a handler"
+                    _come_back(task, queue_again)
+                keep_away(queued_as(os.environ), verdict.exclude)
         except InputError as error:
             print(f"error: {error}", flush=True)
         else:
@@ -238,6 +238,18 @@ def _ends_at() -> str:
 def _signal_of(task: submitit.JobEnvironment) -> signal.Signals:
     """The signal with which submitit lets Slurm tell of the end."""
     return signal.Signals[f"SIG{task.USR_SIG}"]
+
+
+@contextmanager
+def _term_waits() -> Iterator[None]:
+    """SIGTERM is taken after the block, also by commands that it calls: Slurm, which ends all processes of a job
+    that is queued again, must cut none of them short.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _come_back(task: submitit.JobEnvironment, queue_again: Callable[[int, None], object]) -> None:
