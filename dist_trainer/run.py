@@ -84,7 +84,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         opened = stack.enter_context(ExitStack())
         board = open_board(config, folder, start, data, engine) if world.is_main else None
         if board:
-            opened.callback(board.close)
+            opened.enter_context(board)
         fed = open_feed(config, data, world, start, opened)
         begun = Begun(config, data, engine, ema, folder, board, requests, gathering, start)
         events = open_events(begun, open_looks(begun, cases, held_out, opened))
