@@ -35,5 +35,5 @@ def limited(work: Callable[[], _Found], limit_s: float, heed: Callable[[], None]
     if failed:
         raise failed[0]
     if not found:
-        raise TimeoutError(f"no answer within {limit_s:g} seconds")
+        raise TimeoutError(f"no answer within {round(limit_s, 1):g} seconds")
     return found[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from dist_trainer.figures.gauge import Gauge
 from dist_trainer.figures.utilization import utilization
 from dist_trainer.hub.access import check_hub
 from dist_trainer.hub.push import push_end
+from dist_trainer.limit import limited
 from dist_trainer.loop import train
 from dist_trainer.model.ema import Ema
 from dist_trainer.model.family import vae_of
@@ -43,6 +44,8 @@ from shards.dataset.opened import Dataset
 from shards.efficiency import advice, report
 from shards.errors import InputError
 from shards.stream import stream
+
+_CLOSE_S = 5.0  # for the feed; what it still reads is not needed
 
 
 def run(config: RunConfig, world: World, gathering: Gathering, requests: Requests) -> Wish:
@@ -84,7 +87,7 @@ def run(config: RunConfig, world: World, gathering: Gathering, requests: Request
         opened = stack.enter_context(ExitStack())
         board = open_board(config, folder, start, data, engine) if world.is_main else None
         if board:
-            opened.callback(board.close)
+            opened.enter_context(board)
         fed = open_feed(config, data, world, start, opened)
         begun = Begun(config, data, engine, ema, folder, board, requests, gathering, start)
         events = open_events(begun, open_looks(begun, cases, held_out, opened))
@@ -161,11 +164,20 @@ def begin(
 
 
 def open_feed(config: RunConfig, data: Data, world: World, start: int, stack: ExitStack) -> Iterator[Fed]:
-    """The micro-steps of this rank from step `start` to the last, loaded ahead until `stack` ends."""
-    reader = stack.enter_context(open_reader(config, data.dataset))
+    """The micro-steps of this rank from step `start` to the last, loaded ahead until `stack` ends, which waits a few
+    seconds for loads under way: a file system may never answer, and the cause of a failure is still to be told.
+    """
+    feed = ExitStack()
+    stack.callback(_close, feed)
+    reader = feed.enter_context(open_reader(config, data.dataset))
     load_pack = loader(reader, data.plan, data.dataset, data.feeding, pin=world.device.type == "cuda")
     items = micro_steps(data.plan, data.dataset, data.feeding, world, start, config.optimization.steps)
-    return stack.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
+    return feed.enter_context(stream(items, load_pack, depth=3, name="feed", threads=2))
+
+
+def _close(feed: ExitStack) -> None:
+    with suppress(TimeoutError):
+        limited(feed.close, _CLOSE_S)
 
 
 def announce(config: RunConfig, data: Data, held_out: Dataset | None, world: World) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from dist_trainer.replaced import Replaced
 from dist_trainer.rundir import RunFolder
 from dist_trainer.skipped import LOSS, Skipped
 
-_CLOSE_S = 20.0  # Slurm kills 30 s after it has told a job to end
+_CLOSE_S = 10.0  # of all sinks together; Slurm kills 30 s after it has told a job to end
 
 
 class Board:
-    """Logs and sinks of a run; `after_step` is the step a resumed run goes on from, `interval` that of its curves."""
+    """Logs and sinks of a run; `after_step` is the step a resumed run goes on from, `interval` that of its curves.
+
+    A context manager that closes it, as failed where an error leaves the block.
+    """
 
     def __init__(
         self, run: RunFolder, after_step: int, sinks: Sequence[Sink], interval: int, total_steps: int
@@ -90,16 +95,25 @@ class Board:
         for log in self._logs:
             log.sync()
 
-    def close(self) -> None:
-        """Flush and close all sinks. It never raises, and waits for none longer than a limit: the run may be failing,
-        and the cause of that is to be told.
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """Flush and close all sinks, which are told whether the run `failed`. It never raises, and does not wait for
+        them longer than a limit: the cause of a failure, or an exit code, is still to be told.
         """
         for log in self._logs:
             with suppress(OSError):  # its lines have been handed over one by one
                 log.close()
-        for sink in self._sinks:
+        deadline = time.monotonic() + _CLOSE_S
+        for number, sink in enumerate(self._sinks):
+            # One that is stuck leaves the others their share.
+            share_s = max(0.0, deadline - time.monotonic()) / (len(self._sinks) - number)
             try:
-                limited(sink.close, _CLOSE_S)
+                limited(partial(sink.close, failed), share_s)
             except Exception as error:
                 self._print(f"warning: {type(sink).__name__}: not closed: {' '.join(str(error).split())}")
 

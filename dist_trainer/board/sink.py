@@ -28,5 +28,5 @@ class Sink(Protocol):
     def settings(self, settings: Mapping[str, Setting], judged_by: tuple[str, ...]) -> None:
         """What distinguishes the run from others, and the figures by which they are compared."""
 
-    def close(self) -> None:
-        """Nothing comes after."""
+    def close(self, failed: bool) -> None:
+        """Nothing comes after; `failed`: the run ends by an error."""

@@ -86,8 +86,8 @@ class TensorBoard:
         for summary in hparams(dict(settings), dict.fromkeys(judged_by, 0)):
             self._add(summary, None)
 
-    def close(self) -> None:
-        """Flush and close."""
+    def close(self, failed: bool) -> None:
+        """Flush and close; it has no word for a run that failed."""
         self._writer.close()
 
     def _add(self, summary: Summary, step: int | None) -> None:

@@ -70,9 +70,9 @@ class Wandb:
         """The run's config there."""
         self._run.config.update(dict(settings), allow_val_change=True)
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        """Send what is left, and whether the run failed."""
+        self._run.finish(exit_code=int(failed))
 
 
 def _id(path: Path) -> str:

@@ -113,6 +113,7 @@ def check_heldout(config: RunConfig, heldout: Dataset, transformer: Mapping[str,
     """
     setting = "holdout" if config.validation.holdout_data is None else "holdout_data"
     try:
+        # Counting is a check too: of sizes that the model's patch does not divide.
         _tokens(config, heldout, _shape(transformer))
     except InputError as error:
         raise InputError(f"validation.{setting}: {error}") from error

@@ -16,7 +16,8 @@ from shards.dataset.selection import select
 from shards.errors import InputError
 from shards.hashing import mix, unit
 
-# Keep the uses apart from each other and from the streams that flow.py and substitute.py draw.
+# Keep the uses apart from each other, from the noise of heldout.py, and from the streams that flow.py and substitute.py
+# draw.
 _SPLIT, _CHOICE = 201, 202
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dist_trainer.config import RunConfig
 from dist_trainer.feed.holdout import chosen
-from dist_trainer.validation.due import interval_of, times_due
+from dist_trainer.validation.due import heldout_interval, heldout_times
 from dist_trainer.validation.rounds import SHUFFLED, SIGMAS, Round, rounds
 from shards.dataset.manifest import Manifest
 from shards.dataset.opened import Dataset
@@ -67,7 +67,7 @@ def heldout_cost(
     weights = 1 if config.optimization.ema_decay is None else 2
     work = float(costs(plan.tokens, quadratic).sum()) / plan.steps_per_epoch
     steps = weights * sum(one.span for one in made) * packing.ranks * packing.useful / work
-    share = times_due(config) * steps / config.optimization.steps
+    share = heldout_times(config) * steps / config.optimization.steps
     return HeldoutCost(
         held_out=len(held_out.manifest),
         measured=len(some),
@@ -75,7 +75,7 @@ def heldout_cost(
         weights=weights,
         steps=steps,
         share=share,
-        interval=interval_of(config),
+        interval=heldout_interval(config),
         notes=tuple(_notes(share, some, made, mode, patch, cap)),
     )
 

@@ -15,7 +15,7 @@ from dist_trainer.logs import records
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
-from dist_trainer.validation.due import is_due
+from dist_trainer.validation.due import heldout_due
 from dist_trainer.validation.heldout import Heldout
 from dist_trainer.watch import progress
 from dist_trainer.world import World
@@ -42,7 +42,7 @@ class Measuring:
         Returns, alike on every rank, COME_BACK or STOP where that was asked for on the way: then the step is measured
         when the run comes back.
         """
-        if step == self.measured or not is_due(self.run.config, step):
+        if step == self.measured or not heldout_due(self.run.config, step):
             return Wish.NONE
         progress.doing("measuring the held-out loss")
         began, wish = time.perf_counter(), Wish.NONE

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_trainer.config import RunConfig
+from dist_trainer.validation.due import videos_wanted
 from dist_trainer.validation.scheduler import read_scheduler
 from dist_trainer.validation.videos import Video, videos
 from shards.dataset.manifest import Manifest
@@ -50,27 +51,12 @@ class _Shrink(NamedTuple):
     width: int = 1
 
 
-def is_wanted(config: RunConfig) -> bool:
-    """Whether a run makes sample videos."""
-    return bool(config.validation.prompts) and config.validation.interval is not None
-
-
-def is_due(config: RunConfig, step: int) -> bool:
-    """Whether sample videos are made after a step; 0 is before the first one."""
-    settings = config.validation
-    if not is_wanted(config) or settings.interval is None:
-        return False
-    if step == 0:
-        return not settings.skip_initial_validation
-    return step % settings.interval == 0 or step == config.optimization.steps
-
-
 def request(config: RunConfig, dataset: Dataset, patch: Patch) -> Request | None:
     """The sample videos to make; None where none are asked for.
 
     Raises InputError, naming the nearest sizes that would do, for a size that VAE, patch or references do not fit.
     """
-    if not is_wanted(config):
+    if not videos_wanted(config):
         return None
     settings, scale = config.validation, dataset.info.scale
     width, height, frames = settings.video_dims
@@ -101,7 +87,7 @@ def check_files(config: RunConfig, reference_frames: int = 1) -> None:
 
     It needs no dataset, which says how many frames of a reference a video takes.
     """
-    if is_wanted(config):
+    if videos_wanted(config):
         _check_model(config)
         for problem in _wrong_files(config, reference_frames):
             raise InputError(problem)

@@ -24,9 +24,9 @@ from dist_trainer.stop import Wish
 from dist_trainer.validation.asked import asked
 from dist_trainer.validation.decode import decode
 from dist_trainer.validation.denoise import Inputs, Sampling, denoising
+from dist_trainer.validation.due import videos_due
 from dist_trainer.validation.prompts import Cases, read_case, shown
 from dist_trainer.validation.record import begin, complete
-from dist_trainer.validation.request import is_due
 from dist_trainer.validation.show import beside, moving, read, write_shown
 from dist_trainer.validation.videos import Video, share
 from dist_trainer.watch import progress
@@ -40,7 +40,8 @@ from shards.prepare.media.clip_error import ClipError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
 
-_NOISE, _INSIDE = 201, 202  # apart from the streams that training draws
+# Apart from the streams that training draws. holdout.py has these numbers too, but hashes one value less with them.
+_NOISE, _INSIDE = 201, 202
 # What of the block the videos depend on; prompts and files are in the name of the encoded ones.
 _LOOKS = {
     "negative_prompt",
@@ -68,7 +69,7 @@ class Sampler:
         made when the run comes back. A video that fails is reported, and left out. Raises InputError where the model
         cut over the ranks (stage 3) has too little memory on one: it cannot go on without that rank.
         """
-        if not is_due(self.run.config, step):
+        if not videos_due(self.run.config, step):
             return Wish.NONE
         progress.doing("validating")
         world, began, begun = self.run.gathering.world, time.perf_counter(), ""
@@ -81,7 +82,7 @@ class Sampler:
         failed: dict[str, str] = {}
         with self.run.ema.shown() if self.run.ema else nullcontext(), self.run.engine.evaluating():
             for name in self._own(todo, failed):
-                wish = self._round(step, name, failed)
+                wish = self._turn(step, name, failed)
                 if wish >= Wish.COME_BACK:
                     why = self.run.requests.reason(wish)
                     self._say(f"validation after step {step} is left unfinished: {why}")
@@ -93,7 +94,7 @@ class Sampler:
         return Wish.NONE
 
     def _own(self, todo: Sequence[str], failed: dict[str, str]) -> list[str | None]:
-        """The files that this rank makes, round after round; none where it cannot load the VAE."""
+        """The files that this rank makes, turn after turn; none where it cannot load the VAE."""
         world = self.run.gathering.world
         own = share(todo, world.size, world.rank)
         try:
@@ -104,7 +105,7 @@ class Sampler:
             return [None] * len(own)
         return own
 
-    def _round(self, step: int, name: str | None, failed: dict[str, str]) -> Wish:
+    def _turn(self, step: int, name: str | None, failed: dict[str, str]) -> Wish:
         """Make the video of this name, or keep step with ranks that make one; the greatest wish of all ranks.
 
         Nothing that a video does may let the other ranks wait: this one goes on without it.

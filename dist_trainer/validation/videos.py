@@ -28,12 +28,12 @@ def videos(prompts: Sequence[str], per_prompt: int, frames: int) -> tuple[Video,
 
 
 def share(names: Sequence[str], ranks: int, rank: int) -> list[str | None]:
-    """The files that a rank makes, round after round; None where there is none left for it.
+    """The files that a rank makes, turn after turn; None where there is none left for it.
 
-    All ranks have as many rounds, and each file is made once.
+    All ranks have as many turns, and each file is made once.
     """
-    rounds = -(-len(names) // ranks)
-    padded = [*names, *[None] * (rounds * ranks - len(names))]
+    turns = -(-len(names) // ranks)
+    padded = [*names, *[None] * (turns * ranks - len(names))]
     return padded[rank::ranks]
 
 

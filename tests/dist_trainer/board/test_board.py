@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,25 +237,35 @@ def test_the_figures_of_a_real_run_agree_with_each_other(finished_runs: Path) ->
     assert json.loads((finished_runs / "full" / "state.json").read_text())["samples_per_step"] == 7
 
 
-class Stuck:
-    """A sink that fails when it is closed, after `seconds`."""
+class Closed:
+    """A sink that fails when it is closed, after `seconds`; it keeps whether the run had failed."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
+        self.failed: bool | None = None
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
+        self.failed = failed
         time.sleep(self._seconds)
         raise RuntimeError("the service\nis gone")
 
 
-def test_a_sink_that_cannot_be_closed_hides_no_cause_and_is_not_waited_for(
+def test_sinks_that_cannot_be_closed_hide_no_cause_and_share_one_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
-    sinks: Any = [Stuck(0.0), Stuck(30.0)]
-    board = Board(RunFolder(tmp_path), 0, sinks, 1, total_steps=10)
-    board.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "warning: Stuck: not closed: the service is gone",
-        "warning: Stuck: not closed: no answer within 0.2 seconds",
-    ]
+    monkeypatch.setattr(module, "_CLOSE_S", 0.6)
+    sinks: Any = [Closed(30.0), Closed(), Closed(30.0)]
+    Board(RunFolder(tmp_path), 0, sinks, 1, total_steps=10).close()
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "warning: Closed: not closed: no answer within 0.2 seconds"
+    assert second == "warning: Closed: not closed: the service is gone"
+    assert float(third.split("no answer within ")[1].split()[0]) <= 0.4
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_sinks_hear_whether_the_run_failed(tmp_path: Path, failed: bool) -> None:
+    sinks: Any = [Closed(), Closed()]
+    with suppress(KeyError), Board(RunFolder(tmp_path), 0, sinks, 1, total_steps=10):
+        if failed:
+            raise KeyError
+    assert [sink.failed for sink in sinks] == [failed, failed]

@@ -54,7 +54,7 @@ def shown(finished_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         frames[number, :, 8 * number : 8 * number + 8, 0] = 255
     sink = TensorBoard(logs / "runs" / "videos", 0)
     sink.video("samples/a red bar moves right", animated(frames, 12), step=2)
-    sink.close()
+    sink.close(failed=False)
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs / "runs"), "--port", str(port)]
     server = subprocess.Popen(

@@ -22,7 +22,7 @@ def shown(folder: Path, after: int) -> None:
     sink.text("card", "| a |")
     sink.lengths("data/tokens", LENGTHS)
     sink.settings({"optimization.learning_rate": 0.5, "model.training_mode": "lora"}, ("train/loss",))
-    sink.close()
+    sink.close(failed=False)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_video_moves(tmp_path: Path) -> None:
     frames[2:] = 255
     sink = TensorBoard(tmp_path, 0)
     sink.video("samples/a", animated(frames, 10), step=3)
-    sink.close()
+    sink.close(failed=False)
     [image] = events(tmp_path).Images("samples/a")
     assert (image.step, image.width, image.height) == (3, 16, 8)
     with Image.open(io.BytesIO(image.encoded_image_string)) as moving:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_trainer.config import RunConfig
-from dist_trainer.validation.request import PARTS, check, check_files, is_due, request
+from dist_trainer.validation.request import PARTS, check, check_files, request
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
 from shards.geometry import Grid, Patch, Scale
@@ -35,24 +35,6 @@ def config(model: Path | str = "LTXV_2B_0.9.5", mode: str = "none", **validation
 
 def dataset(folder: Path, grid: tuple[int, int, int] = (3, 4, 6), reference: Any = None) -> Dataset:
     return write_dataset(folder / "data", 4, grids=(grid,), references=(reference,), scale=Scale(4, 16))
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [
-        ({"interval": 4}, [0, 4, 8, 10]),
-        ({"interval": 4, "skip_initial_validation": True}, [4, 8, 10]),
-        ({"interval": 100}, [0, 10]),
-        ({"interval": None}, []),
-        ({"prompts": []}, []),
-    ],
-)
-def test_videos_are_due_before_the_first_step_at_each_interval_and_at_the_end(
-    settings: dict[str, Any], steps: list[int]
-) -> None:
-    due = config(**settings)
-    due = due.model_copy(update={"optimization": due.optimization.model_copy(update={"steps": 10})})
-    assert [step for step in range(11) if is_due(due, step)] == steps
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_videos_move_in_tensorboard(runs: Runs, tmp_path: Path) -> None:
 def test_a_stop_in_a_validation_saves_and_the_run_that_comes_back_makes_the_missing_videos(
     runs: Runs,
 ) -> None:
-    """No checkpoint is due at the step; the second round, of the third video alone, is under way."""
+    """No checkpoint is due at the step; the second turn, of the third video alone, is under way."""
     config, folder = (
         runs.config("stopped", validation={**VIDEOS, "skip_initial_validation": True}),
         runs.root / "stopped",

@@ -9,7 +9,7 @@ from dist_trainer.validation.videos import share, videos
 
 
 @given(st.integers(1, 40), st.integers(1, 17))
-def test_each_file_is_made_once_and_all_ranks_have_as_many_rounds(count: int, ranks: int) -> None:
+def test_each_file_is_made_once_and_all_ranks_have_as_many_turns(count: int, ranks: int) -> None:
     names = [str(number) for number in range(count)]
     shares = [share(names, ranks, rank) for rank in range(ranks)]
     assert {len(own) for own in shares} == {-(-count // ranks)}
