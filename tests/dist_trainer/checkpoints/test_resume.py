@@ -19,7 +19,7 @@ from tests.support.forked import several
 from tests.support.runs import lines, lora_blocks, losses, tiny_config, trained, write_config
 from tests.support.struck import Strike, strike
 
-STEPS, INTERVAL, SAMPLES = 10, 4, 7
+STEPS, INTERVAL, SAMPLES = 8, 3, 7
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {"optimization": {"learning_rate": 1e-3}},

@@ -23,7 +23,7 @@ from shards.dataset.opened import Dataset
 from tests.support.forked import several
 from tests.support.runs import lines, losses, tiny_config, write_config
 
-STEPS, EVERY, DECAY = 5, 3, 0.75
+STEPS, EVERY, DECAY = 3, 2, 0.75
 BF16 = {"acceleration": {"mixed_precision_mode": "bf16"}}
 WAYS: dict[str, dict[str, Any]] = {
     **{f"fp32_{stage}": {"deepspeed": {"stage": stage}} for stage in range(4)},
