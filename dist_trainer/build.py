@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from dist_trainer.checkpoints.checkpoint import MASTER
 from dist_trainer.config import RunConfig
@@ -18,10 +19,11 @@ from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.deepspeed_config import deepspeed_config
 from dist_trainer.model.engine import Engine, Slice
 from dist_trainer.model.lora import add_adapter, is_adapters
-from dist_trainer.model.model import load_transformer
+from dist_trainer.model.model import load_transformer, stored_of
 from dist_trainer.model.optim import make_optimizer
 from dist_trainer.model.start import Start
 from dist_trainer.model.start_weights import checkpoint_of, start_adapter
+from dist_trainer.model.weights import Stored
 from dist_trainer.rundir import RunState
 from dist_trainer.watch import progress
 from dist_trainer.world import World
@@ -75,7 +77,7 @@ def build_data(config: RunConfig, dataset: Dataset, state: RunState) -> Data:
 def build_engine(config: RunConfig, world: World, start: Start | None = None) -> Engine:
     """The model, with its adapter in lora mode, in the engine; its weights are those of `start` where it has them.
 
-    Of an adapter or a checkpoint they are exact: what is trained is float32, whatever the model computes in.
+    What is read and trained is exact: its master weights are float32, whatever the model computes in.
     """
     ds_config = deepspeed_config(config, world.device.type == "cuda")
     whole = start if start and start.kind == "full" else None
@@ -99,6 +101,8 @@ def build_engine(config: RunConfig, world: World, start: Start | None = None) ->
                 parameter.data = parameter.data.to(world.device, dtype_of(config))
     elif whole and whole.is_checkpoint:
         exact = _of_checkpoint(whole)
+    else:
+        exact = _of_files(stored_of(config.model.model_source, whole))
     if config.optimization.enable_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.train()
@@ -106,7 +110,9 @@ def build_engine(config: RunConfig, world: World, start: Start | None = None) ->
     if exact and dtype_of(config) != torch.float32:
         # DeepSpeed has made its master weights from what the model computes with, which is rounded.
         for piece, master in engine.masters().items():
-            master.copy_(exact(piece))
+            value = exact(piece)
+            if value.dtype != dtype_of(config):
+                master.copy_(value)
             progress.moved()
     return engine
 
@@ -121,6 +127,20 @@ def _of_checkpoint(start: Start) -> Callable[[Slice], torch.Tensor]:
     """What reads slices of a checkpoint's weights, flat float32."""
     checkpoint = checkpoint_of(start)
     return lambda piece: checkpoint.read(piece.name, piece.start, piece.stop, (MASTER,))[MASTER]
+
+
+def _of_files(stored: Mapping[str, Stored]) -> Callable[[Slice], torch.Tensor]:
+    """What reads slices of a whole model's files, flat, in their own dtype: only these elements, as they are mapped."""
+    files: dict[Path, Any] = {}
+
+    def read(piece: Slice) -> torch.Tensor:
+        place = stored[piece.name]
+        if place.file not in files:
+            files[place.file] = safe_open(place.file, "pt")
+        flat: torch.Tensor = files[place.file].get_tensor(place.name).reshape(-1)
+        return flat[piece.start : piece.stop]
+
+    return read
 
 
 def open_reader(config: RunConfig, dataset: Dataset) -> Reader:

@@ -39,6 +39,15 @@ def complete_steps(folder: Path) -> list[int]:
     return [step for step in steps_there(folder) if (folder / name_of(step) / META).is_file()]
 
 
+def is_of(made: Path, checkpoint: Path) -> bool:
+    """Whether what was made of a checkpoint is there, and no older than the one that has its name now.
+
+    A run that goes on from an earlier step comes to a name again. What has outlived its checkpoint is taken as it is.
+    """
+    marker = checkpoint / META
+    return made.exists() and (not marker.exists() or made.stat().st_mtime_ns >= marker.stat().st_mtime_ns)
+
+
 def point_latest(folder: Path, step: int) -> None:
     """Let `latest` name the checkpoint of a step."""
     write_text(folder / LATEST, f"{name_of(step)}\n")

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from dist_trainer.checkpoints.checkpoint import EMA, MASTER, Checkpoint, newest, open_checkpoint
-from dist_trainer.checkpoints.kept import name_of
+from dist_trainer.checkpoints.kept import is_of, name_of
 from dist_trainer.config import RunConfig, dump, load
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.exporting.pipeline import Parts, add_parts
@@ -104,7 +104,10 @@ def export(
 
 
 def is_exported(config: RunConfig, run: RunFolder, step: int, formats: Format) -> bool:
-    """Whether the export of a step is there in these formats; each takes its name when it is complete."""
+    """Whether the export of a step is there in these formats, of the checkpoint that has its name now.
+
+    Each takes its name when it is complete.
+    """
     folder = run.exports / name_of(step)
     diffusers = folder / (LORA_FILE if config.model.training_mode == "lora" else "transformer")
     pieces = {
@@ -112,7 +115,8 @@ def is_exported(config: RunConfig, run: RunFolder, step: int, formats: Format) -
         "comfyui": (folder / COMFYUI,),
         "both": (diffusers, folder / COMFYUI),
     }
-    return all(piece.exists() for piece in pieces[formats])
+    checkpoint = run.checkpoints / folder.name
+    return all(is_of(piece, checkpoint) for piece in pieces[formats])
 
 
 def _write(

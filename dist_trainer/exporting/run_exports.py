@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dist_trainer.checkpoints.kept import is_of, name_of
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.exporting.export import Format, Wanted, export, is_exported
@@ -25,7 +27,12 @@ def export_saved(
     An export that fails, for lack of room perhaps, is said and the run goes on: the checkpoint holds all of it. So is
     one that a stop cuts short, which is returned, alike on every rank. The last step is left to the end of the run.
     """
-    return _export(config, folder, step, requests, gathering, anew=True)
+    formats = _asked_for(config, step)
+    if not formats:
+        return Wish.NONE
+    progress.doing("exporting")
+    wish = _attempt(formats, folder, step, requests) if gathering.world.is_main else Wish.NONE
+    return after_export(wish, gathering)
 
 
 def export_resumed(
@@ -33,27 +40,60 @@ def export_resumed(
 ) -> Wish:
     """Export the checkpoint that a run goes on from as `export_saved` does, where that has not come to it: what is
     saved because the run is to stop and come back is not exported then, as time is short.
+
+    Tried once: where an export takes longer than a job has, the run would never come to its next step.
     """
-    return _export(config, folder, step, requests, gathering, anew=False) if step else Wish.NONE
-
-
-def _export(
-    config: RunConfig, folder: RunFolder, step: int, requests: Requests, gathering: Gathering, anew: bool
-) -> Wish:
-    formats, wish = config.checkpoints.export, Wish.NONE
-    if formats == "none" or step >= config.optimization.steps:
-        return wish
+    formats = _asked_for(config, step)
+    if not step or not formats:
+        return Wish.NONE
     progress.doing("exporting")
-    if gathering.world.is_main and (anew or not is_exported(config, folder, step, formats)):
-        again = f"`ltx-train export {folder.root} --step {step}` does it again while its checkpoint is there"
-        try:
-            export(folder.root, step, Wanted(formats), heeding(requests))
-        except ToldToStop as told:
-            wish = told.wish
-            print(f"export of step {step} is left unfinished: {told}; {later(wish, again)}", flush=True)
-        except (InputError, OSError, SafetensorError) as error:
-            print(f"export of step {step} failed: {error}; the run goes on, and {again}", flush=True)
+    wish = Wish.NONE
+    if gathering.world.is_main and not is_exported(config, folder, step, formats):
+        tried = folder.exports / f".{name_of(step)}.tried"
+        if is_of(tried, folder.checkpoints / name_of(step)):
+            print(
+                f"export of step {step} was not done in the time of an earlier start; the run goes on without, and "
+                f"{_by_hand(folder, step)}",
+                flush=True,
+            )
+        else:
+            wish = _attempt(formats, folder, step, requests, tried)
     return after_export(wish, gathering)
+
+
+def _asked_for(config: RunConfig, step: int) -> Format | None:
+    """What checkpoints.export asks for of a step before the last one."""
+    formats = config.checkpoints.export
+    return None if formats == "none" or step >= config.optimization.steps else formats
+
+
+def _attempt(
+    formats: Format, folder: RunFolder, step: int, requests: Requests, tried: Path | None = None
+) -> Wish:
+    """Export a checkpoint, or say why not; what was asked for that cut it short.
+
+    `tried`: a file that is there while it is made, and stays where that was cut short, by a kill too.
+    """
+    by_hand = _by_hand(folder, step)
+    try:
+        if tried:
+            tried.parent.mkdir(parents=True, exist_ok=True)
+            tried.touch()
+        export(folder.root, step, Wanted(formats), heeding(requests))
+    except ToldToStop as told:
+        what_then = by_hand if tried else later(told.wish, by_hand)
+        print(f"export of step {step} is left unfinished: {told}; {what_then}", flush=True)
+        return told.wish
+    except (InputError, OSError, SafetensorError) as error:
+        print(f"export of step {step} failed: {error}; the run goes on, and {by_hand}", flush=True)
+    if tried:
+        with suppress(OSError):
+            tried.unlink(missing_ok=True)
+    return Wish.NONE
+
+
+def _by_hand(folder: RunFolder, step: int) -> str:
+    return f"`ltx-train export {folder.root} --step {step}` does it again while its checkpoint is there"
 
 
 def export_end(config: RunConfig, folder: RunFolder, requests: Requests) -> Path:

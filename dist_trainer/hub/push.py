@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_trainer.checkpoints.kept import complete_steps, name_of, steps_there
 from dist_trainer.config import RunConfig, load
-from dist_trainer.exporting.export import COMFYUI, export
+from dist_trainer.exporting.export import COMFYUI, export, is_exported
 from dist_trainer.exporting.facts import read_facts
 from dist_trainer.hub.access import ask, reason
 from dist_trainer.hub.card import Shown, card
@@ -49,7 +49,7 @@ def push(
         raise InputError(
             "hub.hub_model_id: the run's config names no repository; give one with --to owner/name"
         )
-    step, folder = _exported(run, steps)
+    step, folder = _exported(config, run, steps)
     answer = ask(repository, config.hub.private)
     if answer.why:
         raise InputError(f"hub: {repository}: {answer.why}")
@@ -70,14 +70,14 @@ def push_end(config: RunConfig, folder: RunFolder, requests: Requests) -> str:
         return f"warning: {reason(error)}; the run is complete, and `ltx-train push {folder.root}` uploads it"
 
 
-def _exported(run: RunFolder, steps: int | None) -> tuple[int, Path]:
+def _exported(config: RunConfig, run: RunFolder, steps: int | None) -> tuple[int, Path]:
     """The step to push, and the folder of its export."""
     there = [*complete_steps(run.checkpoints), *steps_there(run.exports)]
     if steps is None and not there:
         raise InputError(f"{run.root}: neither a checkpoint nor an export yet")
     step = max(there) if steps is None else steps
     folder = run.exports / name_of(step)
-    if not any(folder.glob("*.safetensors")) and not (folder / "transformer").is_dir():
+    if not is_exported(config, run, step, "diffusers"):
         export(run.root, step)
     return step, folder
 

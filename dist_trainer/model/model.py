@@ -34,14 +34,17 @@ def load_transformer(
         model = getattr(diffusers, config["_class_name"]).from_config(config)
     if ds_config["zero_optimization"]["stage"] < 3:
         torch.nn.Module.to(model, dtype)
-    if start is None:
-        _fill(model, stored_tensors(part(source, "transformer")), rank, "model.model_source")
-    elif start.is_checkpoint:
+    if start and start.is_checkpoint:
         _fill_from(model, checkpoint_of(start), rank)
     else:
-        _fill(model, stored_tensors(start.path, SETTING), rank, SETTING)
+        _fill(model, stored_of(source, start), rank, SETTING if start else "model.model_source")
     FAMILIES[config["_class_name"]].install(model)
     return model
+
+
+def stored_of(source: str, start: Start | None) -> dict[str, Stored]:
+    """Where the weights lie that a model begins with: in the files of `start`, a whole model, or else of its base."""
+    return stored_tensors(start.path, SETTING) if start else stored_tensors(part(source, "transformer"))
 
 
 def _fill(model: torch.nn.Module, stored: dict[str, Stored], rank: int, setting: str) -> None:

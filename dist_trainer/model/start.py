@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dist_trainer.checkpoints.kept import META, complete_steps, name_of, steps_there
+from dist_trainer.checkpoints.kept import META, complete_steps, is_of, name_of, steps_there
 from dist_trainer.model.family import LORA_FILE, WEIGHTS
 from dist_trainer.model.weights import opened
 from dist_trainer.rundir import RunFolder
@@ -64,7 +64,8 @@ def _lasting(place: Path) -> Path:
     """The export of a checkpoint, where there is one: a frozen base is read at every restart, and checkpoints go."""
     run = RunFolder(place.parent.parent)
     exported = run.exports / place.name / "transformer"
-    return exported if place.parent == run.checkpoints and _is_transformer(exported) else place
+    there = place.parent == run.checkpoints and _is_transformer(exported) and is_of(exported, place)
+    return exported if there else place
 
 
 def _newest(given: Path) -> Path:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dist_trainer.build import Data
+from dist_trainer.checkpoints.saving import heeding_room
 from dist_trainer.config import RunConfig
 from dist_trainer.dist import Gathering
 from dist_trainer.rundir import RunFolder
@@ -245,15 +246,25 @@ def _is_whole(path: Path, config: RunConfig, wanted: Request) -> bool:
 def _write(path: Path, config: RunConfig, wanted: Request, tensors: Mapping[str, Tensor]) -> None:
     """Keep what was encoded, the references first: they may lie where no other host, and no later start, reads them."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        for prompt in range(len(config.validation.prompts)) if wanted.reference else ():
-            progress.moved()
-            frames = _reference(config, wanted, prompt, wanted.size[1:])
-            write(shown(path, prompt), frames, config.validation.frame_rate)
-        with replacing(path) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    except PermissionError as error:
+        with heeding_room(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            for prompt in range(len(config.validation.prompts)) if wanted.reference else ():
+                _write_reference(shown(path, prompt), config, wanted, prompt)
+            with replacing(path) as file:
+                file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    except OSError as error:
         raise InputError(
-            f"output_dir: {path.parent}: cannot be written: {error.strerror}; choose another folder"
+            f"output_dir: {path.parent}: cannot be written: {error}; choose another folder"
+        ) from error
+
+
+def _write_reference(path: Path, config: RunConfig, wanted: Request, prompt: int) -> None:
+    progress.moved()
+    frames = _reference(config, wanted, prompt, wanted.size[1:])
+    try:
+        write(path, frames, config.validation.frame_rate)
+    except ClipError as error:
+        raise InputError(
+            f"validation.prompts.{prompt}: its reference, to be shown as {path}: {error.reason}"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from dist_trainer.checkpoints.kept import complete_steps, name_of
+from dist_trainer.checkpoints.kept import complete_steps, is_of, name_of
 from dist_trainer.rundir import RunFolder
 from dist_trainer.stop import SIGNALS
 from launch.queueing.supervisor import supervise
@@ -84,6 +84,12 @@ def _needless(run: RunFolder) -> str:
         exported = run.exports / name_of(done)
         return f"{exported}: written by the training at its end" if exported.is_dir() else ""
     step = max(complete_steps(run.checkpoints), default=0)
+    exported = run.exports / name_of(step)
+    if is_of(exported, run.checkpoints / name_of(step)):
+        return (
+            f"{run.root}: stopped after step {step}, whose weights are in {exported} already; to go on: "
+            f"ltx-launch resume {run.root}"
+        )
     by_hand = f", or export what there is: ltx-train export {run.root}" if step else ""
     return (
         f"{run.root}: stopped after step {step}, so this stage exports nothing; go on, and it exports at its end: "

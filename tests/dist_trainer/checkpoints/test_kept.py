@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from dist_trainer.checkpoints.kept import complete_steps, prune, set_aside, steps_there, were_set_aside
+from dist_trainer.checkpoints.kept import (
+    complete_steps,
+    is_of,
+    prune,
+    set_aside,
+    steps_there,
+    were_set_aside,
+)
 from tests.support.checkpoints import SHAPES, owned, state, write
 
 
@@ -44,3 +52,15 @@ def test_a_damaged_one_gets_a_name_that_is_free(tmp_path: Path) -> None:
         assert set_aside(tmp_path, 4).name == name
         assert steps_there(tmp_path) == []
     assert were_set_aside(tmp_path) == ["damaged_step_000004", "damaged_step_000004_2"]
+
+
+def test_what_was_made_of_a_checkpoint_is_not_of_a_later_one_with_its_name(tmp_path: Path) -> None:
+    made, marker = tmp_path / "made", tmp_path / "step_000004" / "checkpoint.json"
+    assert not is_of(made, marker.parent)
+    made.touch()
+    assert is_of(made, marker.parent), "it has outlived its checkpoint"
+    write(tmp_path, 4, SHAPES, owned(state(SHAPES), 1))
+    for age, expected in ((10, True), (0, True), (-10, False)):
+        at = marker.stat().st_mtime_ns + age * 10**9
+        os.utime(made, ns=(at, at))
+        assert is_of(made, marker.parent) == expected

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -88,10 +90,76 @@ def test_a_run_goes_on_with_the_export_of_its_checkpoint_where_that_lacks_what_i
     assert [exported(0, "both"), exported(1, "none"), exported(2, "both")] == [set()] * 3
     comfyui = "step_000001/comfyui/run_step_000001.safetensors"
     assert exported(1, "comfyui") == {comfyui}
-    written = (run / "exports" / comfyui).stat().st_ino
+    written = (run / "exports" / comfyui).stat().st_mtime_ns
     assert exported(1, "comfyui") == {comfyui}
-    assert (run / "exports" / comfyui).stat().st_ino == written, "what is there is not made again"
+    assert (run / "exports" / comfyui).stat().st_mtime_ns == written, "what is there is not made again"
     assert len(exported(1, "both")) == 2
+    written = (run / "exports" / comfyui).stat().st_mtime_ns
+    saved_again(run, 1)
+    exported(1, "comfyui")
+    assert (run / "exports" / comfyui).stat().st_mtime_ns > written, "it is of a checkpoint that is gone"
+
+
+def saved_again(run: Path, step: int) -> None:
+    """Let a checkpoint be newer than all that was made of the one before it with its name."""
+    later = time.time() + 60
+    os.utime(run / "checkpoints" / f"step_{step:06d}" / "checkpoint.json", (later, later))
+
+
+def test_a_run_that_comes_back_tries_an_export_once_and_then_trains(
+    finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(
+        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
+    )
+    config = load(run / "config.yaml", ["checkpoints.export=both"])
+    monkeypatch.setattr(stop, "_PATIENCE_S", 0.0)
+    asked = Requests(tmp_path, is_main=True, ends_at=time.time())
+    asked.saved(1.0)
+    by_hand = f"`ltx-train export {run} --step 1` does it again"
+
+    def resumed(requests: Requests) -> tuple[list[Wish | Exception], str]:
+        wishes = at_once(
+            lambda gathering: run_exports.export_resumed(config, RunFolder(run), 1, requests, gathering),
+            in_memory(2),
+        )
+        return wishes, capsys.readouterr().out
+
+    wishes, said = resumed(asked)
+    assert wishes == [Wish.COME_BACK] * 2
+    assert said.startswith("export of step 1 is left unfinished: ")
+    assert by_hand in said
+    for _ in range(2):
+        wishes, said = resumed(asked)
+        assert wishes == [Wish.NONE] * 2
+        assert said.startswith("export of step 1 was not done ")
+        assert by_hand in said
+    assert not files(run / "exports")
+    # Another checkpoint of that step has not been tried.
+    saved_again(run, 1)
+    wishes, said = resumed(Requests(tmp_path, is_main=True))
+    assert (wishes, said) == ([Wish.NONE] * 2, "")
+    assert len(files(run / "exports")) == 2
+    assert [path.name for path in (run / "exports").iterdir()] == ["step_000001"]
+
+
+def test_an_export_that_a_run_came_back_for_and_that_failed_is_tried_again(
+    finished_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = shutil.ignore_patterns("exports")
+    run = Path(shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=left))
+    config = load(run / "config.yaml", ["checkpoints.export=both"])
+    tried: list[int] = []
+
+    def full(_: Path, step: int, *__: object) -> None:
+        tried.append(step)
+        raise OSError(28, "No space left on device", "/exports/file")
+
+    monkeypatch.setattr(run_exports, "export", full)
+    asked = Requests(tmp_path, is_main=True)
+    for _ in range(2):
+        run_exports.export_resumed(config, RunFolder(run), 1, asked, in_memory(1)[0])
+    assert tried == [1, 1]
 
 
 def test_an_export_on_the_way_does_not_hold_up_a_stop(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def test_a_full_models_folder_is_pushed(hub: Hub, finished_runs: Path, tmp_path:
     push(run, repository="team/model")
     files = hub.repositories["team/model"]
     assert {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"} < files.keys()
+    # An export of another checkpoint of that step is made again.
+    weights = run / "exports" / "step_000002" / "transformer"
+    os.utime(weights, (0, 0))
+    push(run, repository="team/model")
+    assert weights.stat().st_mtime > 0
 
 
 def test_what_an_earlier_push_left_goes_and_what_is_not_ours_stays(hub: Hub, ic_lora: Path) -> None:

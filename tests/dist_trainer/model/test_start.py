@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_of_a_run_the_newest_checkpoint_is_taken(runs: Path) -> None:
 def test_under_a_lora_a_runs_export_is_taken_which_outlives_its_checkpoint(runs: Path) -> None:
     exported = runs / "full" / "exports" / "step_000002" / "transformer"
     assert find_start(str(runs / "full"), "lora") == Start("full", str(exported))
+    os.utime(exported, (0, 0))
+    assert find_start(str(runs / "full"), "lora").is_checkpoint, "it is of another checkpoint of that step"
     shutil.rmtree(exported)
     assert find_start(str(runs / "full"), "lora").is_checkpoint
 

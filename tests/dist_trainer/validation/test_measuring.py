@@ -103,7 +103,7 @@ def test_held_out_samples_are_measured_as_asked_and_never_trained(runs: Runs) ->
     assert "x 4 noise levels x 3 kinds of reference x 2 (weights and their running mean): " in told
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [size for size in SIZES if size != 2])
 def test_any_number_of_ranks_measures_the_same(runs: Runs, size: int) -> None:
     for ours, theirs in zip(
         measured(runs.root / f"whole_{size}"), measured(runs.root / "whole_2"), strict=True
@@ -112,7 +112,7 @@ def test_any_number_of_ranks_measures_the_same(runs: Runs, size: int) -> None:
         assert ours == pytest.approx(theirs, rel=1e-6 if ours["step"] == 0 else 1e-4)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [size for size in SIZES if size != 2])
 def test_losses_by_noise_level_and_length_are_of_the_samples_of_all_ranks(runs: Runs, size: int) -> None:
     def bins(name: str) -> list[dict[str, float]]:
         kinds = ("train/loss_sigma_", "train/loss_length_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from dist_trainer.world import World
 from shards.errors import InputError
 from shards.geometry import Scale
 from shards.prepare.encode.models import load_vae
+from shards.prepare.media.clip_error import ClipError
 from shards.prepare.media.video import read_clip, write_clip
 from tests.support.datasets import write_dataset
 from tests.support.gatherings import at_once, in_memory
@@ -197,6 +199,35 @@ def test_a_reference_that_breaks_off_is_named(bench: Bench) -> None:
     content[begin + 40 : begin + 4000] = bytes(len(content[begin + 40 : begin + 4000]))
     file.write_bytes(content)
     with pytest.raises(InputError, match=rf"^validation.*{file}"):
+        bench.encoded()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ClipError(Path(".tmp.mp4"), "no encoder"),
+            r"^validation\.prompts\.0: .*/validation/\w+_01\.mp4: no encoder$",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/f"),
+            r"^output_dir: .*/run/validation: .* choose another",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/f"),
+            r"^/f: No space left on device; make room there",
+        ),
+    ],
+)
+def test_a_reference_that_cannot_be_written_to_be_shown_is_said_in_a_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(prompts, "_encoded", lambda *_: {})
+    monkeypatch.setattr(prompts, "write", fail)
+    with pytest.raises(InputError, match=said):
         bench.encoded()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -62,11 +63,23 @@ def test_the_export_of_a_run_is_left_out_where_it_was_stopped_before_its_end_or_
     (run / "checkpoints" / "step_000007" / "checkpoint.json").write_text("{}")
     export()
     assert capsys.readouterr().out.endswith("or export what there is: ltx-train export " + f"{run}\n")
+    exported = run / "exports" / "step_000007"
+    exported.mkdir(parents=True)
+    export()
+    assert capsys.readouterr().out == (
+        f"{run}: stopped after step 7, whose weights are in {exported} already; to go on: ltx-launch resume {run}\n"
+    )
+    os.utime(exported, (0, 0))
+    export()
+    assert "so this stage exports nothing" in capsys.readouterr().out, (
+        "it is of another checkpoint of that step"
+    )
+    exported.rmdir()
     (run / "DONE").write_text("7\n")
     with pytest.raises(SystemExit) as end:
         export()
     assert end.value.code == 3
-    (run / "exports" / "step_000007").mkdir(parents=True)
+    exported.mkdir(parents=True)
     capsys.readouterr()
     export()
     assert capsys.readouterr().out == f"{run}/exports/step_000007: written by the training at its end\n"
