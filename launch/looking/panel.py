@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -33,7 +34,9 @@ def table(statuses: Sequence[Status]) -> Table:
     """A line for each run."""
     made = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "job", "step", "loss", "tokens/s", "left", "saved", "note"):
-        made.add_column(heading, justify="left" if heading in ("run", "state", "job", "note") else "right")
+        side: JustifyMethod = "left" if heading in ("run", "state", "job", "note") else "right"
+        # Runs of a sweep differ at their names' ends.
+        made.add_column(heading, justify=side, overflow="fold" if heading == "run" else "ellipsis")
     for status in statuses:
         colour = _COLOURS.get(status.state, "default")
         made.add_row(

@@ -40,7 +40,9 @@ def open_dataset(root: Root) -> Dataset:
 def check_folder(root: Path) -> None:
     """Raise InputError, saying what to do, unless a folder holds a dataset or a part of one."""
     if not root.is_dir():
-        raise InputError(f"dataset folder {root} does not exist")
+        raise InputError(
+            f"dataset folder {root} does not exist; `ltx-shards encode ... --out {root}` makes it"
+        )
     described = (root / INFO_NAME).exists() or (root / MANIFEST_NAME).exists()
     for folder in () if described else (root, root / ".precomputed"):
         if (folder / "latents").is_dir() and (folder / "conditions").is_dir():
