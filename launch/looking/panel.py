@@ -36,7 +36,8 @@ def table(statuses: Sequence[Status]) -> Table:
     for heading in ("run", "state", "job", "step", "loss", "tokens/s", "left", "saved", "note"):
         side: JustifyMethod = "left" if heading in ("run", "state", "job", "note") else "right"
         # Runs of a sweep differ at their names' ends.
-        made.add_column(heading, justify=side, overflow="fold" if heading == "run" else "ellipsis")
+        wraps = heading in ("run", "note")
+        made.add_column(heading, justify=side, overflow="fold" if wraps else "ellipsis", no_wrap=not wraps)
     for status in statuses:
         colour = _COLOURS.get(status.state, "default")
         made.add_row(
