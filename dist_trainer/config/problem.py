@@ -52,7 +52,7 @@ def dotted(path: Path) -> str:
 
 def brief(value: Any) -> str:
     """A value short enough for one line of a message."""
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
