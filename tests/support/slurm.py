@@ -19,7 +19,7 @@ from pathlib import Path
 
 PACKAGES = "slurmctld slurmd slurm-client munge"
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare")
-_UP_S, _DOWN_S, _CALL_S = 30.0, 5.0, 30.0
+_UP_S, _DOWN_S, _CALL_S = 30.0, 5.0, 120.0
 _GPUS = 8  # of each node: character devices that lead nowhere, enough for Slurm to hand them out
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 # Ended jobs stay in the controller's memory for an hour, which is the accounting here.
