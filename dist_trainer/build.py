@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from dist_trainer.checkpoints.checkpoint import MASTER
 from dist_trainer.config import RunConfig
 from dist_trainer.feed import flow
 from dist_trainer.feed.conditioning import Recipe
 from dist_trainer.feed.data import make_plan
 from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.deepspeed_config import deepspeed_config
-from dist_trainer.model.engine import Engine, Slice
+from dist_trainer.model.engine import Engine
 from dist_trainer.model.lora import add_adapter, is_adapters
+from dist_trainer.model.masters import Exact, of_adapter, of_checkpoint, of_files, set_masters
 from dist_trainer.model.model import load_transformer, stored_of
 from dist_trainer.model.optim import make_optimizer
 from dist_trainer.model.start import Start
-from dist_trainer.model.start_weights import checkpoint_of, start_adapter
-from dist_trainer.model.weights import Stored
+from dist_trainer.model.start_weights import start_adapter
 from dist_trainer.rundir import RunState
-from dist_trainer.watch import progress
 from dist_trainer.world import World
 from shards.dataset.opened import Dataset
 from shards.errors import InputError
@@ -81,7 +78,7 @@ def build_engine(config: RunConfig, world: World, start: Start | None = None) ->
     """
     ds_config = deepspeed_config(config, world.device.type == "cuda")
     whole = start if start and start.kind == "full" else None
-    exact: Callable[[Slice], torch.Tensor] | None = None
+    exact: Exact | None = None
     model = load_transformer(config.model.model_source, dtype_of(config), ds_config, world.rank, whole)
     if config.model.training_mode == "lora":
         assert config.lora is not None, "the config's rules require a lora block in lora mode"
@@ -94,53 +91,22 @@ def build_engine(config: RunConfig, world: World, start: Start | None = None) ->
             for note in start_adapter(model, start, lora):
                 if world.is_main:
                     print(f"note: {note}", flush=True)
-            exact = _of_adapter(model)
+            exact = of_adapter(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # The base is on its device already (zero.Init puts it there); DeepSpeed will not move the rest.
                 parameter.data = parameter.data.to(world.device, dtype_of(config))
     elif whole and whole.is_checkpoint:
-        exact = _of_checkpoint(whole)
+        exact = of_checkpoint(whole)
     else:
-        exact = _of_files(stored_of(config.model.model_source, whole))
+        exact = of_files(stored_of(config.model.model_source, whole))
     if config.optimization.enable_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.train()
     engine = Engine(model, lambda parameters: make_optimizer(parameters, config), ds_config, world)
-    if exact and dtype_of(config) != torch.float32:
-        # DeepSpeed has made its master weights from what the model computes with, which is rounded.
-        for piece, master in engine.masters().items():
-            value = exact(piece)
-            if value.dtype != dtype_of(config):
-                master.copy_(value)
-            progress.moved()
+    if exact:
+        set_masters(engine, exact, dtype_of(config))
     return engine
-
-
-def _of_adapter(model: Any) -> Callable[[Slice], torch.Tensor]:
-    """What reads slices of the adapter as it is now, flat."""
-    held = {name: parameter.data for name, parameter in model.named_parameters() if is_adapters(name)}
-    return lambda piece: held[piece.name].reshape(-1)[piece.start : piece.stop]
-
-
-def _of_checkpoint(start: Start) -> Callable[[Slice], torch.Tensor]:
-    """What reads slices of a checkpoint's weights, flat float32."""
-    checkpoint = checkpoint_of(start)
-    return lambda piece: checkpoint.read(piece.name, piece.start, piece.stop, (MASTER,))[MASTER]
-
-
-def _of_files(stored: Mapping[str, Stored]) -> Callable[[Slice], torch.Tensor]:
-    """What reads slices of a whole model's files, flat, in their own dtype: only these elements, as they are mapped."""
-    files: dict[Path, Any] = {}
-
-    def read(piece: Slice) -> torch.Tensor:
-        place = stored[piece.name]
-        if place.file not in files:
-            files[place.file] = safe_open(place.file, "pt")
-        flat: torch.Tensor = files[place.file].get_tensor(place.name).reshape(-1)
-        return flat[piece.start : piece.stop]
-
-    return read
 
 
 def open_reader(config: RunConfig, dataset: Dataset) -> Reader:

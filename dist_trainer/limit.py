@@ -1,4 +1,4 @@
-"""Waiting for a service, whose client may wait for ever, no longer than a limit."""
+"""Waiting for work that may never end, such as a hub's client or a hung disk, no longer than a limit."""
 
 from __future__ import annotations
 

@@ -26,6 +26,11 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
 
 
+def without_exports(run: Path, folder: Path) -> Path:
+    """A copy of a run that has exported nothing."""
+    return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("exports")))
+
+
 def test_each_checkpoint_is_exported_where_that_is_asked_for(
     model_folder: Path, paired_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -73,9 +78,7 @@ def test_an_export_that_fails_on_the_way_is_said_and_the_run_goes_on(
 def test_a_run_goes_on_with_the_export_of_its_checkpoint_where_that_lacks_what_is_asked_for(
     finished_runs: Path, tmp_path: Path
 ) -> None:
-    run = Path(
-        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
-    )
+    run = without_exports(finished_runs / "full", tmp_path)
     asked = Requests(tmp_path, is_main=True)
 
     def exported(step: int, formats: str) -> set[str]:
@@ -109,9 +112,7 @@ def saved_again(run: Path, step: int) -> None:
 def test_a_run_that_comes_back_tries_an_export_once_and_then_trains(
     finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Path(
-        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
-    )
+    run = without_exports(finished_runs / "full", tmp_path)
     config = load(run / "config.yaml", ["checkpoints.export=both"])
     monkeypatch.setattr(stop, "_PATIENCE_S", 0.0)
     asked = Requests(tmp_path, is_main=True, ends_at=time.time())
@@ -165,9 +166,7 @@ def test_an_export_that_a_run_came_back_for_and_that_failed_is_tried_again(
 def test_an_export_on_the_way_does_not_hold_up_a_stop(
     finished_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Path(
-        shutil.copytree(finished_runs / "full", tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
-    )
+    run = without_exports(finished_runs / "full", tmp_path)
     config = load(run / "config.yaml", ["checkpoints.export=both"])
     asked = Requests(tmp_path, is_main=True)
 
