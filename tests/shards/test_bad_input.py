@@ -326,7 +326,11 @@ CASES: dict[str, Case] = {
         "index",
         "{root}/shards holds no .tar file: give the folder that contains shards/",
     ),
-    "no folder": Case(shutil.rmtree, "doctor", "dataset folder {root} does not exist"),
+    "no folder": Case(
+        shutil.rmtree,
+        "doctor",
+        "dataset folder {root} does not exist; `ltx-shards encode ... --out {root}` makes it",
+    ),
     "two descriptions": Case(
         lambda root: None, "index --like x --scale 8x32", "give --like or --scale, not both"
     ),
