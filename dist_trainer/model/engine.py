@@ -20,6 +20,7 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.runtime import bf16_optimizer
 from pydantic import ValidationError
 
 from dist_trainer.checkpoints.checkpoint import MASTER
@@ -31,6 +32,10 @@ from shards.errors import InputError
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # DeepSpeed calls collectives by names torch is about to change; a user can do nothing about that.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+# Its barriers do not name a device: each rank has chosen its own before (dist_trainer.dist).
+warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
+# It prints the memory of rank 0 eight times as it starts in bf16.
+bf16_optimizer.see_memory_usage = lambda *words, **settings: None
 
 
 @dataclass(frozen=True)
