@@ -16,6 +16,7 @@ from dist_trainer.feed.data import make_plan
 from dist_trainer.feed.feed import Feeding
 from dist_trainer.model.deepspeed_config import deepspeed_config
 from dist_trainer.model.engine import Engine
+from dist_trainer.model.family import FAMILIES
 from dist_trainer.model.lora import add_adapter, is_adapters
 from dist_trainer.model.masters import Exact, of_adapter, of_checkpoint, of_files, set_masters
 from dist_trainer.model.model import load_transformer, stored_of
@@ -103,7 +104,8 @@ def build_engine(config: RunConfig, world: World, start: Start | None = None) ->
     if config.optimization.enable_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.train()
-    engine = Engine(model, lambda parameters: make_optimizer(parameters, config), ds_config, world)
+    blocks = FAMILIES[type(model).__name__].blocks(model)
+    engine = Engine(model, lambda parameters: make_optimizer(parameters, config), ds_config, world, blocks)
     if exact:
         set_masters(engine, exact, dtype_of(config))
     return engine

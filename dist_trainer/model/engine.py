@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.runtime import bf16_optimizer
+from deepspeed.utils import set_z3_leaf_module
 from pydantic import ValidationError
 
 from dist_trainer.checkpoints.checkpoint import MASTER
@@ -93,10 +94,17 @@ class Engine:
         make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
         ds_config: dict[str, Any],
         world: World,
+        blocks: Sequence[torch.nn.Module] = (),
     ) -> None:
-        """Wrap `model` (built under `sharded_construction`); only parameters with requires_grad are trained."""
+        """Wrap `model` (built under `sharded_construction`); only parameters with requires_grad are trained.
+
+        `blocks`: its modules, in the order in which they are called, whose weights stage 3 is to bring in one piece.
+        """
         self.world = world
         self.stage: int = ds_config["zero_optimization"]["stage"]
+        if self.stage == 3:
+            for block in _in_one_piece(model, blocks):
+                set_z3_leaf_module(block, True)
         self._trainable: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
@@ -289,6 +297,18 @@ class Engine:
                 "exp_avg": torch.zeros_like(flat.data),
                 "exp_avg_sq": torch.zeros_like(flat.data),
             }
+
+
+def _in_one_piece(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:
+    """The blocks that DeepSpeed may hook as a whole. A hook costs the host time, and a block has thirty modules.
+
+    It takes a block's gradients once those of the block's inputs are there. Where no input has one, that is before the
+    block's own are there: the first block that is trained is left out, unless all that comes before is trained too.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return blocks
+    first = next((block for block in blocks if any(p.requires_grad for p in block.parameters())), None)
+    return [block for block in blocks if block is not first]
 
 
 def _within(part: torch.Tensor, whole: torch.Tensor) -> bool:

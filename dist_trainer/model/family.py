@@ -9,8 +9,8 @@ from dist_trainer.model import ltx
 from shards.errors import InputError
 from shards.source import transformer_config
 
-# One entry per family: its module offers `shape`, `flops`, `install` (the packed forward), the names for export, and
-# `VAE`, the class whose latents its transformer takes.
+# One entry per family: its module offers `shape`, `flops`, `install` (the packed forward), `blocks`, the names for
+# export, and `VAE`, the class whose latents its transformer takes.
 FAMILIES = {"LTXVideoTransformer3DModel": ltx}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dist_trainer.model.ltx import flops
@@ -9,7 +10,7 @@ from dist_trainer.model.ltx.shape import shape
 
 VAE = "AutoencoderKLLTXVideo"
 
-__all__ = ["VAE", "flops", "install", "shape"]
+__all__ = ["VAE", "blocks", "flops", "install", "shape"]
 
 
 def install(model: Any) -> None:
@@ -17,3 +18,8 @@ def install(model: Any) -> None:
     from dist_trainer.model.ltx import packed  # torch comes with it; what a config says needs none
 
     packed.install(model)
+
+
+def blocks(model: Any) -> Sequence[Any]:
+    """The modules a model is a stack of, in the order in which they are called."""
+    return tuple(model.transformer_blocks)
