@@ -86,6 +86,8 @@ def local(
             process.send_signal(number)
 
     try:
+        # What a shell's script starts with & ignores it: `ltx-launch stop --now` would not be heard.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, pass_on)
         for rank in range(processes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,8 +31,13 @@ from tests.support.runs import ROOT, environment, tiny_config, trained, write_co
 pytestmark = pytest.mark.timeout(500)
 
 
+def _in_background() -> None:
+    """As a script's & leaves it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Living:
-    """A run of one process that goes on until it is told to stop, by `ltx-launch local`."""
+    """A run of one process that goes on until it is told to stop, by `ltx-launch local ... &` in a script."""
 
     def __init__(self, root: Path, model: Path, data: Path) -> None:
         blocks = {"optimization": {"steps": 100_000}, "health": {"preflight": False}}
@@ -42,6 +48,7 @@ class Living:
             env=environment(),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
+            preexec_fn=_in_background,
         )
 
     def status(self) -> Status:

@@ -107,7 +107,7 @@ class OverSsh:
 
     def launch(self, disturb: Callable[[subprocess.Popen[bytes]], object]) -> Launch:
         """Start it, disturb it after a step that was not there before, and wait for its end."""
-        output, before = self.run.root / "printed", self.run.saved
+        output, before = self.run.root / "printed", self.run.steps
         command = [str(DEEPSPEED), "--hostfile", str(self._hostfile), "--master_port", str(free_port())]
         trainer = ["--module", "dist_trainer.train", str(self.run.config), "seed=7"]
         environ = environment(DS_ENV_FILE=str(self._environment))
@@ -220,7 +220,7 @@ class UnderSrun:
 
     def until_trains(self) -> None:
         """Wait until a start has trained a step that none had before."""
-        before = self.run.saved
+        before = self.run.steps
         self.slurm.wait(self.job, *ENDED, limit=_START_S, until=lambda: self.run.trains(before))
         assert self.run.trains(before), self.printed()
 
