@@ -1,4 +1,4 @@
-"""From latents to frames, as LTXPipeline does it."""
+"""From latents to frames where memory may be scarce."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+
+from shards.prepare.decode.pictures import decode_latents
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
@@ -22,18 +24,9 @@ def decode(vae: AutoencoderKLLTXVideo, latents: Tensor, device: torch.device, se
     """
     vae.to(device)
     try:
-        mean, spread = (x.float().to(device).view(-1, 1, 1, 1) for x in (vae.latents_mean, vae.latents_std))
-        plain = latents.float().to(device) * spread / vae.config.scaling_factor + mean
-        clean = plain.to(vae.dtype)[None]
-        # A VAE that is told a timestep takes latents without noise for timestep 0.
-        timestep = (
-            torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
-        )
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            video = with_room(vae, lambda: vae.decode(clean, timestep, return_dict=False)[0])[0]
-        pixels = (video.float() / 2 + 0.5).clamp(0, 1) * 255
-        return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            generator = torch.manual_seed(seed)
+            return with_room(vae, lambda: decode_latents(vae, latents, generator))
     finally:
         vae.to("cpu")
         if device.type == "cuda":

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.errors import InputError
-
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTXVideo
     from torch import Tensor
@@ -27,7 +25,7 @@ def decode_latents(
     """Frames uint8 [F,H,W,3] of normalised latents [C,F,H,W], as `LTXPipeline` decodes.
 
     `latents * latents_std / scaling_factor + latents_mean` in float32, mixed with noise of `generator` (on the
-    CPU) where the VAE takes a timestep. Raises InputError when the device's memory does not suffice.
+    CPU) where the VAE takes a timestep.
     """
     z = latents.float().to(vae.device)[None]
     centre = vae.latents_mean.float().to(vae.device).view(1, -1, 1, 1, 1)
@@ -39,13 +37,7 @@ def decode_latents(
         noise = torch.randn(z.shape, generator=generator).to(vae.device)
         z = (1 - scale) * z + scale * noise
         time = torch.tensor([timestep], device=vae.device, dtype=vae.dtype)
-    try:
-        video = vae.decode(z.to(vae.dtype), time, return_dict=False)[0][0]
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"latents of {tuple(latents.shape[1:])} do not fit the memory of {vae.device} when decoded: "
-            "use --vae-tiling, or --device cpu"
-        ) from error
+    video = vae.decode(z.to(vae.dtype), time, return_dict=False)[0][0]
     pixels = (video.float() / 2 + 0.5).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 

@@ -135,7 +135,13 @@ def _frames(
     vae: AutoencoderKLLTXVideo, latents: Tensor, sample: Sample, options: DecodeOptions
 ) -> np.ndarray:
     generator = torch.Generator().manual_seed(int(mix(options.seed, sample.id)))
-    return decode_latents(vae, latents, generator, options.timestep, options.noise_scale)
+    try:
+        return decode_latents(vae, latents, generator, options.timestep, options.noise_scale)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"latents of {tuple(latents.shape[1:])} do not fit the memory of {vae.device} when decoded: "
+            "use --vae-tiling, or --device cpu"
+        ) from error
 
 
 def _mark(dataset: Dataset, row: int, vae: AutoencoderKLLTXVideo, found: str, options: DecodeOptions) -> str:
