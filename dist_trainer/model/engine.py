@@ -39,6 +39,9 @@ warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under 
 bf16_optimizer.see_memory_usage = lambda *words, **settings: None
 
 
+_AHEAD = 50_000_000  # parameters; DeepSpeed's own
+
+
 @dataclass(frozen=True)
 class Slice:
     """The part of one trainable parameter that this rank owns: elements [start, stop) of it flattened."""
@@ -103,8 +106,7 @@ class Engine:
         self.world = world
         self.stage: int = ds_config["zero_optimization"]["stage"]
         if self.stage == 3:
-            for block in _in_one_piece(model, blocks):
-                set_z3_leaf_module(block, True)
+            ds_config = _in_pieces(model, blocks, ds_config)
         self._trainable: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
@@ -299,16 +301,23 @@ class Engine:
             }
 
 
-def _in_one_piece(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:
-    """The blocks that DeepSpeed may hook as a whole. A hook costs the host time, and a block has thirty modules.
+def _in_pieces(
+    model: torch.nn.Module, blocks: Sequence[torch.nn.Module], ds_config: dict[str, Any]
+) -> dict[str, Any]:
+    """Have DeepSpeed hook blocks as a whole: a hook costs the host time, and a block has thirty modules.
 
     It takes a block's gradients once those of the block's inputs are there. Where no input has one, that is before the
     block's own are there: the first block that is trained is left out, unless all that comes before is trained too.
+    Returns the config with room to fetch a block while the one before is computed.
     """
-    if all(parameter.requires_grad for parameter in model.parameters()):
-        return blocks
-    first = next((block for block in blocks if any(p.requires_grad for p in block.parameters())), None)
-    return [block for block in blocks if block is not first]
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        first = next((block for block in blocks if any(p.requires_grad for p in block.parameters())), None)
+        blocks = [block for block in blocks if block is not first]
+    for block in blocks:
+        set_z3_leaf_module(block, True)
+    sizes = (sum(getattr(p, "ds_numel", p.numel()) for p in block.parameters()) for block in blocks)
+    ahead = {"stage3_prefetch_bucket_size": max([_AHEAD, *sizes])}
+    return {**ds_config, "zero_optimization": ahead | ds_config["zero_optimization"]}
 
 
 def _within(part: torch.Tensor, whole: torch.Tensor) -> bool:
