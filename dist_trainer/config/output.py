@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dist_trainer.config.block import Block, UserPath
 
@@ -55,6 +55,13 @@ class ValidationConfig(Block):
     holdout_samples: int = Field(
         default=64, gt=0, description="Measure the loss of at most so many held-out samples."
     )
+
+    @field_validator("video_dims", mode="before")
+    @classmethod
+    def _three(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            raise ValueError("give width, height and frames, as [704, 480, 161]")
+        return value
 
 
 class CheckpointsConfig(Block):

@@ -47,7 +47,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"validation": {"prompts": ["a"], "reference_videos": []}}, "validation.reference_videos: one for each"),
     ({"validation": {"guidance_scale": 0.9}}, "greater than or equal to 1"),
     ({"validation": {"interval": 0}}, "greater than 0"),
-    ({"validation": {"video_dims": [1, 2]}}, "Field required"),
+    ({"validation": {"video_dims": [1, 2]}}, "give width, height and frames"),
+    ({"validation": {"video_dims": 512}}, "give width, height and frames"),
     ({"validation": {"video_dims": [1, 2, 0]}}, "greater than 0"),
     (
         {"acceleration": {"quantization": "int8-quanto"}, "model": {"training_mode": "full"}},
