@@ -21,7 +21,7 @@ from launch.ended.after import Verdict, ended
 from launch.ended.cause import ending, mark
 from launch.ended.tail import Tail
 from launch.runs import is_held
-from launch.session import end_with_parent
+from launch.session import END_NOW, end_with_parent
 from shards.errors import InputError
 
 _GRACE_S = 15.0
@@ -86,8 +86,7 @@ def local(
             process.send_signal(number)
 
     try:
-        # What a shell's script starts with & ignores it: `ltx-launch stop --now` would not be heard.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(END_NOW, signal.default_int_handler)
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, pass_on)
         for rank in range(processes):

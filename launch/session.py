@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+# To a launcher: end now, as by Ctrl-C, which what a shell's script starts with & does not hear.
+END_NOW = signal.SIGRTMIN
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _GRACE_S = 40.0  # DeepSpeed's launcher gives its ranks 30 s to save
 _LOOK_S = 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from launch.ended.requeue import Place
 from launch.ended.squeue import places
 from launch.ended.tail import last_step
 from launch.runs import is_held, jobs_of
+from launch.session import END_NOW
 from shards.errors import InputError
 
 Ask = Literal["save", "stop", "now"]
@@ -168,7 +168,7 @@ def _interrupt(run: RunFolder) -> str:
         where = f" on {host}" if host else ""
         return f"what trains in it was not started by ltx-launch on this machine; end it{where} yourself"
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGINT)
+        os.kill(pid, END_NOW)
     return f"interrupted its launcher, process {pid}: it has 15 s to end"
 
 

@@ -26,10 +26,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The suite is for the CPU, also where there is a GPU; CUDA_VISIBLE_DEVICES=0 brings the tests of kernels back.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-# Whoever starts the suite in the background or under nohup: what tests start must hear these.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 # A suite that passed passes again, also on a busy machine; HYPOTHESIS_PROFILE=explore looks for new examples instead.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=500, deadline=None)

@@ -308,7 +308,8 @@ def _in_pieces(
 
     It takes a block's gradients once those of the block's inputs are there. Where no input has one, that is before the
     block's own are there: the first block that is trained is left out, unless all that comes before is trained too.
-    Returns the config with room to fetch a block while the one before is computed.
+    Returns the config with room to fetch a block while the one before is computed. A block is let go of when it is
+    computed: looking ahead for whether it is needed soon, DeepSpeed errs about blocks, and keeps most of a model.
     """
     if not all(parameter.requires_grad for parameter in model.parameters()):
         first = next((block for block in blocks if any(p.requires_grad for p in block.parameters())), None)
@@ -316,8 +317,11 @@ def _in_pieces(
     for block in blocks:
         set_z3_leaf_module(block, True)
     sizes = (sum(getattr(p, "ds_numel", p.numel()) for p in block.parameters()) for block in blocks)
-    ahead = {"stage3_prefetch_bucket_size": max([_AHEAD, *sizes])}
-    return {**ds_config, "zero_optimization": ahead | ds_config["zero_optimization"]}
+    zero = ds_config["zero_optimization"]
+    ours = {"prefetch_bucket_size": max([_AHEAD, *sizes]), "max_reuse_distance": 0}
+    # A user may have said either by its short name too.
+    ours = {f"stage3_{key}": value for key, value in ours.items() if key not in zero}
+    return {**ds_config, "zero_optimization": ours | zero}
 
 
 def _within(part: torch.Tensor, whole: torch.Tensor) -> bool:

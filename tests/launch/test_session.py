@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import session
-from tests.support.runs import ROOT, environment
+from tests.support.runs import ROOT, environment, hearing
 
 # As DeepSpeed's launcher: one that dies of TERM, over one in a group of its own, which saves.
 _RANK = """
@@ -40,7 +40,10 @@ def outer(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs a launcher with a rank, in `tmp_path`."""
     (tmp_path / "rank.py").write_text(_RANK)
     process = subprocess.Popen(
-        [sys.executable, "-c", _OUTER], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT))
+        [sys.executable, "-c", _OUTER],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        preexec_fn=hearing,
     )
     until(lambda: (tmp_path / "rank").is_file() and (tmp_path / "rank").read_text() != "")
     yield process

@@ -1,4 +1,5 @@
-"""What of each parameter a rank holds once the engine stands: one JSON line, name -> [whole, kept, present] elements.
+"""Once the engine stands, two JSON lines: the names of modules whose weights come in one piece; and what of each parameter
+a rank holds, name -> [whole, kept, present] elements.
 
 python -m tests.support.partitions CONFIG.yaml
 """
@@ -21,7 +22,9 @@ def main(path: str) -> None:
     gathering = dist.join(world, 60.0)
     engine = build_engine(load(path), world)
     # The module's parameters are no business of the trainer's other parts, so the engine does not offer them.
-    parameters = engine._engine.module.named_parameters()
+    model = engine._engine.module
+    print(json.dumps([name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)]))
+    parameters = model.named_parameters()
     print(json.dumps({name: [p.ds_numel, p.ds_tensor.numel(), p.numel()] for name, p in parameters}))
     gathering.close()
     dist.leave()

@@ -74,6 +74,12 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def hearing() -> None:
+    """For `preexec_fn`: the child hears Ctrl-C and the end of its terminal, whatever started the suite (nohup, &)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def ranks(size: int, rank: int, port: int) -> dict[str, str]:
     """What a launcher sets for one rank."""
     place = {

@@ -59,6 +59,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
 }
 """Further ways to run `full`, at stage 3 where nothing else is said."""
+LORA_RECOMPUTED = {**lora_blocks(), **OTHERS["recomputed"]}
 CHANGED_STAGE = [(3, 1), (1, 3), (0, 2)]
 
 pytestmark = pytest.mark.timeout(600)
@@ -123,6 +124,7 @@ class Runs:
 
     def start(self) -> None:
         configs = [self.config(name, blocks) for name, blocks in (MATRIX | OTHERS).items()]
+        configs.append(self.config("recomputed_lora", LORA_RECOMPUTED))
         for mode, blocks in MODES.items():
             for stage in STAGES:
                 blocks = {**blocks, "optimization": SGD, "deepspeed": {"stage": stage}}
@@ -247,6 +249,11 @@ def test_offload_and_recomputation_change_no_loss(runs: Runs, name: str) -> None
     np.testing.assert_allclose(losses(runs.folder(name)), reference, rtol=1e-5)
 
 
+def test_recomputation_changes_no_loss_of_a_lora(runs: Runs) -> None:
+    reference = losses(runs.folder("lora_fp32_3"))
+    np.testing.assert_allclose(losses(runs.folder("recomputed_lora")), reference, rtol=1e-5)
+
+
 def test_recomputation_changes_no_loss_in_bf16(runs: Runs) -> None:
     assert losses(runs.folder("recomputed_bf16")) == losses(runs.folder("full_bf16_3"))
 
@@ -283,12 +290,16 @@ def test_the_learning_rate_is_that_of_the_optimizer_step(runs: Runs, name: str) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_under_stage_3_no_rank_holds_a_whole_parameter(runs: Runs, mode: str) -> None:
+def test_under_stage_3_blocks_come_in_one_piece_and_no_rank_holds_a_whole_parameter(
+    runs: Runs, mode: str
+) -> None:
     config = runs.config(f"partitions_{mode}", MATRIX[f"{mode}_fp32_3"])
     ended = launch(2, config, logs=runs.root / f"logs_{mode}", module="tests.support.partitions")
     assert ended.codes == [0, 0], str(ended)
     for printed in ended.stdout:
-        held = json.loads(printed.splitlines()[-1])
+        pieces, held = map(json.loads, printed.splitlines()[-2:])
+        # The first block of a LoRA has no input with a gradient.
+        assert pieces == [f"transformer_blocks.{n}" for n in range(mode == "lora", 2)]
         assert any(".attn1." in name for name in held)
         assert (mode == "lora") == any(".lora_A." in name for name in held)
         for name, (whole, kept, present) in held.items():

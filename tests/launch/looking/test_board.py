@@ -18,7 +18,7 @@ import pytest
 from launch.looking.board import check_events, free_port, tunnel
 from shards.errors import InputError
 from tests.support.launched import Launched, ltx_launch
-from tests.support.runs import ROOT, environment
+from tests.support.runs import ROOT, environment, hearing
 from tests.support.runs import free_port as any_port
 
 
@@ -35,6 +35,7 @@ def test_it_is_started_on_a_run_or_a_folder_of_runs(launched: Launched, whole: b
             stdout=out,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=hearing,
         )
     try:
         runs = _answer(f"http://localhost:{port}/data/runs", process)

@@ -15,7 +15,7 @@ from launch.ended.tail import Tail
 from launch.looking.logs import errors, last_lines, log_of
 from shards.errors import InputError
 from tests.support.launched import STEPS, Launched, ltx_launch
-from tests.support.runs import ROOT, environment
+from tests.support.runs import ROOT, environment, hearing
 
 
 def write(run: Path, name: str, text: str, when: float) -> Path:
@@ -96,6 +96,7 @@ def test_following_goes_on_with_the_job_that_comes_after(tmp_path: Path) -> None
             env=environment(PYTHONUNBUFFERED="1"),
             cwd=ROOT,
             stdout=out,
+            preexec_fn=hearing,
         )
     try:
         _until(printed, "begun\n")
