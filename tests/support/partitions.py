@@ -1,5 +1,5 @@
-"""Once the engine stands, two JSON lines: the names of modules whose weights come in one piece; and what of each parameter
-a rank holds, name -> [whole, kept, present] elements.
+"""Two JSON lines once the engine stands: the names of modules whose weights come in one piece, and what of each
+parameter a rank holds, name -> [whole, kept, present] elements.
 
 python -m tests.support.partitions CONFIG.yaml
 """
