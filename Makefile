@@ -39,7 +39,7 @@ test-slurm: install system
 	$(BIN)/python -m pytest tests/slurm
 
 bench: install system
-	for bench in plan reader memory range manifest encode step host chaos; do $(BIN)/python -m tests.bench.bench_$$bench || exit 1; done
+	for bench in plan reader memory range manifest encode step host stages chaos; do $(BIN)/python -m tests.bench.bench_$$bench || exit 1; done
 
 # What some tests need beside Python: Debian's packages where this is root with apt, and an Azure storage server where
 # there is npm. Tests whose server is absent are skipped, and say so.

@@ -97,7 +97,7 @@ class Engine:
         make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
         ds_config: dict[str, Any],
         world: World,
-        blocks: Sequence[torch.nn.Module] = (),
+        blocks: Sequence[torch.nn.Module],
     ) -> None:
         """Wrap `model` (built under `sharded_construction`); only parameters with requires_grad are trained.
 
